@@ -1,0 +1,351 @@
+"""`Tabletop`: the simulated Franka as a `gymnasium.Env`.
+
+Observation: `images` (by camera, uint8 [height, width, 3]), `state` float32 [8] and `instruction`.
+State: tool centre xyz [m], rotation vector relative to pointing straight down [rad], two finger positions [m].
+Action float32 [7] at 10 Hz: delta xyz [m], delta rotation vector [rad], both in the world frame and relative to the
+controller's last target, and the gripper (negative closes, positive opens). Targets are clipped to the workspace.
+
+An episode ends with success, with a failure that cannot be undone (wrong object, object lifted while pushing, object
+toppled or off the table), or after the task's `max_steps`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Float, UInt8
+
+from testbed import scene
+from testbed.gl import require_gl
+from testbed.layout import WORKSPACE, Layout, lay_over, plan_layout, spec_of, with_distractors
+from testbed.scene import HOME, SceneSpec, kind_of
+from testbed.tasks import get_task
+from testbed.variation import TestbedError, Variation
+from testbed.world import World
+
+CAMERAS = ("front", "wrist")
+RATE_HZ = 10
+STATE_NAMES = ("x", "y", "z", "rotation_x", "rotation_y", "rotation_z", "finger_left", "finger_right")
+ACTION_NAMES = ("dx", "dy", "dz", "drotation_x", "drotation_y", "drotation_z", "gripper")
+MAX_STEP, MAX_TURN = 0.04, 0.2
+POINTING_DOWN = np.diag([1.0, -1.0, -1.0])
+KEPT_WORLDS = 24
+LIFT_HEIGHT = 0.08
+OPEN_FINGER, CLOSED_FINGER = 0.03, 0.012
+
+
+def rotation_vector(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, 3]:
+    """Axis times angle [rad] of a rotation matrix."""
+    quaternion, vector = np.empty(4), np.empty(3)
+    mujoco.mju_mat2Quat(quaternion, np.ascontiguousarray(rotation).ravel())
+    mujoco.mju_quat2Vel(vector, quaternion, 1.0)
+    return vector
+
+
+def rotation_matrix(vector: Float[np.ndarray, 3]) -> Float[np.ndarray, "3 3"]:
+    """Inverse of `rotation_vector`."""
+    angle = float(np.linalg.norm(vector))
+    if angle == 0:
+        return np.eye(3)
+    quaternion, matrix = np.empty(4), np.empty(9)
+    mujoco.mju_axisAngle2Quat(quaternion, vector / angle, angle)
+    mujoco.mju_quat2Mat(matrix, quaternion)
+    return matrix.reshape(3, 3)
+
+
+class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
+    """A Franka Panda at a table. See the module's docstring for units, and `Variation` for what may differ.
+
+    `reset(seed=..., options={"task": name, "variation": {...}, "instruction": text, "paraphrase": i})`: the episode is
+    a function of these alone. `info` carries `success`, `failure` (None or the reason) and, at reset, the `layout`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}  # noqa: RUF012 (gymnasium's own form)
+
+    def __init__(self, task: str = "pick", image_size: int = 64, render_mode: str | None = None) -> None:
+        require_gl()
+        if not 16 <= image_size <= 640:
+            raise TestbedError(f"image_size {image_size}: must be 16 to 640 pixels")
+        self.task = get_task(task)
+        self.image_size, self.render_mode = image_size, render_mode
+        image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self.observation_space = spaces.Dict(
+            {
+                "images": spaces.Dict(dict.fromkeys(CAMERAS, image)),
+                "state": spaces.Box(-np.inf, np.inf, (len(STATE_NAMES),), np.float32),
+                "instruction": spaces.Text(200, min_length=0, charset=string.printable),
+            }
+        )
+        limit = np.array([MAX_STEP] * 3 + [MAX_TURN] * 3 + [1.0], np.float32)
+        self.action_space = spaces.Box(-limit, limit, dtype=np.float32)
+        self._worlds: dict[SceneSpec, World] = {}
+
+    @property
+    def max_steps(self) -> int:
+        return self.task.max_steps
+
+    # -- episode ------------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        options = options or {}
+        if unknown := sorted(set(options) - {"task", "variation", "instruction", "paraphrase"}):
+            raise TestbedError(f"reset option {unknown[0]!r}: use task, variation, instruction or paraphrase")
+        if "task" in options:
+            self.task = get_task(options["task"])
+        if seed is None:
+            seed = int(self.np_random.integers(2**31))
+        self.layout = plan_layout(
+            self.task, seed, Variation.of(options.get("variation")), options.get("paraphrase")
+        )
+        self.instruction = options.get("instruction", self.layout.instruction)
+        self.world = self._place(self.layout)
+        model, data = self.world.model, self.world.data
+        self._tcp, self._grip = model.site("tcp").id, model.site("grip").id
+        self._joint_target = data.qpos[:7].copy()
+        self._position_target = data.site_xpos[self._tcp].copy()
+        self._rotation_target = data.site_xmat[self._tcp].reshape(3, 3).copy()
+        self._jacobian = np.zeros((6, model.nv))
+        self._rest_height = {
+            b: self.position_of(b)[2] for b in self.layout.spec.objects if kind_of(b) != "button"
+        }
+        self.steps, self._held, self.success = 0, 0, False
+        self.failure: str | None = None
+        return self.observe(), {**self._info(), "layout": self.layout}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        self.advance(action)
+        done = self.success or self.failure is not None
+        return (
+            self.observe(),
+            float(self.success),
+            done,
+            not done and self.steps >= self.max_steps,
+            self._info(),
+        )
+
+    def advance(self, action: np.ndarray) -> None:
+        """`step` without rendering an observation: for actions inside an executed chunk."""
+        action = np.asarray(action, float)
+        if action.shape != (len(ACTION_NAMES),) or not np.isfinite(action).all():
+            raise TestbedError(f"action of shape {action.shape}: must be {len(ACTION_NAMES)} finite numbers")
+        model, data = self.world.model, self.world.data
+        move = np.clip(action[:3], -MAX_STEP, MAX_STEP)
+        self._position_target = np.clip(self._position_target + move, *WORKSPACE)
+        turn = np.clip(action[3:6], -MAX_TURN, MAX_TURN)
+        self._rotation_target = rotation_matrix(turn) @ self._rotation_target
+        before, self._joint_target = self._joint_target, self._inverse_kinematics()
+        data.ctrl[7:] = 0.04 if action[6] > 0 else 0.0
+        substeps = round(1 / RATE_HZ / scene.TIMESTEP)
+        for i in range(substeps):
+            data.ctrl[:7] = before + (self._joint_target - before) * (i + 1) / substeps
+            mujoco.mj_step(model, data)
+        self.steps += 1
+        self._judge()
+
+    def observe(self) -> dict[str, Any]:
+        return {
+            "images": {c: self.world.render(c, self.image_size) for c in CAMERAS},
+            "state": self.state(),
+            "instruction": self.instruction,
+        }
+
+    def state(self) -> Float[np.ndarray, 8]:
+        data = self.world.data
+        turn = rotation_vector(data.site_xmat[self._tcp].reshape(3, 3) @ POINTING_DOWN.T)
+        return np.concatenate([data.site_xpos[self._tcp], turn, data.qpos[7:9]]).astype(np.float32)
+
+    def _info(self) -> dict[str, Any]:
+        return {"success": self.success, "failure": self.failure}
+
+    def render(self) -> UInt8[np.ndarray, "height width 3"] | None:
+        return (
+            self.world.render("front", max(self.image_size, 320)) if self.render_mode == "rgb_array" else None
+        )
+
+    def close(self) -> None:
+        for world in self._worlds.values():
+            world.close()
+        self._worlds.clear()
+
+    # -- twins --------------------------------------------------------------------------------------------------
+
+    def twin(
+        self, variation: Variation | Mapping[str, Any], instruction: str | None = None
+    ) -> dict[str, Any]:
+        """The observation of this very simulator state under another variation (and instruction).
+
+        Joint angles, object poses and finger positions are copied body by body, so only what the variation speaks of
+        differs. `pose_scale`, `pose_shift` and `robot_start` act at reset and therefore change nothing here.
+        """
+        seed_layout = self.layout
+        other = lay_over(seed_layout.task.look, Variation.of(variation))
+        layout = dataclasses.replace(
+            seed_layout, variation=other, spec=spec_of(seed_layout.task, other, seed_layout.target)
+        )
+        layout = with_distractors(layout)
+        source, target = self.world, World.compile(layout.spec)
+        target.place(layout)
+        for i in range(source.model.njnt):
+            joint = source.model.joint(i)
+            same = target.model.joint(joint.name)
+            n = 7 if joint.type[0] == mujoco.mjtJoint.mjJNT_FREE else 1
+            target.data.qpos[same.qposadr[0] : same.qposadr[0] + n] = source.data.qpos[
+                joint.qposadr[0] : joint.qposadr[0] + n
+            ]
+        mujoco.mj_forward(target.model, target.data)
+        images = {c: target.render(c, self.image_size) for c in CAMERAS}
+        target.close()
+        return {"images": images, "state": self.state(), "instruction": instruction or self.instruction}
+
+    # -- what the expert and the success tests may know ---------------------------------------------------------
+
+    def position_of(self, body: str) -> Float[np.ndarray, 3]:
+        """World position [m] of a body's base centre (buttons: of the cap's centre)."""
+        name = f"{body}_cap" if kind_of(body) == "button" else body
+        return self.world.data.xpos[self.world.model.body(name).id].copy()
+
+    def rotation_of(self, body: str) -> Float[np.ndarray, "3 3"]:
+        return self.world.data.xmat[self.world.model.body(body).id].reshape(3, 3).copy()
+
+    def grip(self) -> tuple[Float[np.ndarray, 3], Float[np.ndarray, "3 3"]]:
+        """True position and rotation of the point between the fingertips."""
+        data = self.world.data
+        return data.site_xpos[self._grip].copy(), data.site_xmat[self._grip].reshape(3, 3).copy()
+
+    @property
+    def commanded(self) -> Float[np.ndarray, 3]:
+        """The controller's position target [m], which actions add to."""
+        return self._position_target.copy()
+
+    def finger(self) -> float:
+        """Finger position [m]: 0.04 is open, 0 is closed."""
+        return float(self.world.data.qpos[7])
+
+    def _is_closed(self) -> bool:
+        """Whether the gripper was told to close and did; a crash can shut open fingers too."""
+        return self.world.data.ctrl[7] == 0 and self.finger() < CLOSED_FINGER
+
+    def press_depth(self, button: str) -> float:
+        return float(self.world.data.qpos[self.world.model.joint(button).qposadr[0]])
+
+    def segment(self, patch: int) -> UInt8[np.ndarray, "camera patches 3"]:
+        """Share (0-255) of every image patch that shows the target, the goal and the hand."""
+        model = self.world.model
+        label = np.zeros(model.ngeom + 1, int)
+        owners = {
+            self.layout.target: 1,
+            f"{self.layout.target}_cap": 1,
+            "hand": 3,
+            "left_finger": 3,
+            "right_finger": 3,
+        }
+        if self.task.goal:
+            owners[self.task.goal] = 2
+        for g in range(model.ngeom):
+            label[g] = owners.get(model.body(model.geom_bodyid[g]).name, 0)
+        side = self.image_size // patch
+        shares = []
+        for camera in CAMERAS:
+            geoms = self.world.render(camera, self.image_size, segmentation=True)[..., 0]
+            classes = label[np.where(geoms < 0, model.ngeom, geoms)].reshape(side, patch, side, patch)
+            shares.append(np.stack([(classes == c).mean((1, 3)).ravel() for c in (1, 2, 3)], -1))
+        return (np.stack(shares) * 255).astype(np.uint8)
+
+    # -- internals ----------------------------------------------------------------------------------------------
+
+    def _place(self, layout: Layout) -> World:
+        """The world of a layout's scene, compiled once and kept for later episodes, set as the layout says."""
+        if layout.spec not in self._worlds:
+            if len(self._worlds) >= KEPT_WORLDS:
+                self._worlds.pop(next(iter(self._worlds))).close()
+            self._worlds[layout.spec] = World.compile(layout.spec)
+        world = self._worlds[layout.spec]
+        world.place(layout)
+        return world
+
+    def _inverse_kinematics(self) -> Float[np.ndarray, 7]:
+        """Damped least squares towards the target pose, with the null space pulled home."""
+        model, data, scratch = self.world.model, self.world.data, self.world.scratch
+        scratch.qpos[:] = data.qpos
+        scratch.qpos[:7] = self._joint_target
+        for _ in range(6):
+            mujoco.mj_kinematics(model, scratch)
+            mujoco.mj_comPos(model, scratch)
+            turn = self._rotation_target @ scratch.site_xmat[self._tcp].reshape(3, 3).T
+            error = np.concatenate(
+                [self._position_target - scratch.site_xpos[self._tcp], rotation_vector(turn)]
+            )
+            if np.abs(error).max() < 1e-4:
+                break
+            mujoco.mj_jacSite(model, scratch, self._jacobian[:3], self._jacobian[3:], self._tcp)
+            jacobian = self._jacobian[:, :7]
+            inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + 1e-4 * np.eye(6))
+            move = inverse @ error + (np.eye(7) - inverse @ jacobian) @ (0.05 * (HOME - scratch.qpos[:7]))
+            limits = model.jnt_range[:7]
+            scratch.qpos[:7] = np.clip(
+                scratch.qpos[:7] + np.clip(move, -0.3, 0.3), limits[:, 0], limits[:, 1]
+            )
+        return scratch.qpos[:7].copy()
+
+    def _judge(self) -> None:
+        if self.success or self.failure is not None:
+            return
+        self.failure = self._failure()
+        self._held = self._held + 1 if self.failure is None and self._condition() else 0
+        self.success = self._held >= self.task.hold
+
+    def _condition(self) -> bool:
+        """Whether the task's goal is met at this instant."""
+        task, target, data = self.task, self.layout.target, self.world.data
+        if task.kind == "press":
+            grip, rotation = self.grip()
+            above = (
+                np.linalg.norm((grip - self.position_of(target))[:2])
+                < self.layout.spec.shape(target).half_width
+            )
+            upright = rotation[2, 2] < -0.9  # pressed with the fingertips, not with whatever part came by
+            pressed = self.press_depth(target) > task.press_depth
+            return bool(pressed and above and upright and self._is_closed())
+        position = self.position_of(target)
+        if task.kind == "pick":
+            return position[2] - self._rest_height[target] > LIFT_HEIGHT and self.finger() < 0.99 * 0.04
+        assert task.goal is not None
+        offset = np.linalg.norm(position[:2] - self.position_of(task.goal)[:2])
+        if task.kind == "push":
+            reach = scene.BOWL_RADIUS + 0.004 + self.layout.spec.shape(target).half_width + 0.015
+            return bool(offset < reach and self._is_closed())
+        inside = 0.05 if kind_of(task.goal) == "bowl" else scene.SHAPES["mug"].half_width - scene.MUG_WALL
+        low = position[2] < 0.03 and np.abs(data.qvel[:7]).max() < 10
+        return bool(offset < inside and low and self.finger() > OPEN_FINGER)
+
+    def _failure(self) -> str | None:
+        """Reason why the episode can no longer succeed, or None."""
+        target = self.layout.target
+        for body in self.layout.spec.objects:
+            if kind_of(body) == "button":
+                if self.task.kind == "press" and body != target and self.press_depth(body) > 0.008:
+                    return "wrong button"
+                continue
+            rise = self.position_of(body)[2] - self._rest_height[body]
+            if rise < -0.02:
+                return "object off the table"
+            if body != target and body != self.task.goal and rise > LIFT_HEIGHT:
+                return "wrong object"
+            if self.task.kind == "push" and body == target and rise > 0.03:
+                return "lifted instead of pushed"
+        if self.task.kind == "push" and self.rotation_of(target)[2, 2] < 0.8:
+            return "object toppled"
+        return None
+
+
+gymnasium.register("robosteer/Tabletop-v0", entry_point="testbed.tabletop:Tabletop")
