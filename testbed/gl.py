@@ -29,3 +29,9 @@ def require_gl() -> None:
             f"MUJOCO_GL={backend}: lib{library} is not installed; "
             "install it with `apt-get install libosmesa6` (or libegl1 and MUJOCO_GL=egl)"
         )
+    from mujoco import gl_context
+
+    if library and backend not in gl_context.GLContext.__module__:
+        raise TestbedError(
+            f"MUJOCO_GL={backend} came too late: mujoco was imported before testbed; import testbed first or set it"
+        )

@@ -24,7 +24,7 @@ IMAGE_SIZE, PATCH = 64, 8
 IMAGE_TOKENS = len(CAMERAS) * (IMAGE_SIZE // PATCH) ** 2
 MAX_TOKENS = 12
 """Language tokens a sample, `<bos>` and padding included."""
-HORIZON, EXECUTE = 8, 4
+HORIZON, EXECUTE = 8, 2
 SPECIALS = {"pad_token": "<pad>", "bos_token": "<bos>", "unk_token": "<unk>"}
 IMAGE_TOKEN = "<image>"
 

@@ -260,7 +260,7 @@ def train(work: Path, settings: Settings, until: int | None = None) -> PI0ForCon
     )
     checkpoint = Checkpoint(work / "checkpoint.safetensors", settings)
     first = checkpoint.load(model, average, optimiser)
-    began = time.time()
+    done, began = first, time.time()
     smooth: dict[str, float] = {}
     log = (work / "log.jsonl").open("a")
     bar = tqdm(

@@ -65,16 +65,24 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     `reset(seed=..., options={"task": name, "variation": {...}, "instruction": text, "paraphrase": i})`: the episode is
     a function of these alone. `info` carries `success`, `failure` (None or the reason) and, at reset, the `layout`.
+    `blind` shows grey images and `mute` an empty instruction: controls for whether a policy uses its inputs.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}  # noqa: RUF012 (gymnasium's own form)
 
-    def __init__(self, task: str = "pick", image_size: int = 64, render_mode: str | None = None) -> None:
+    def __init__(
+        self,
+        task: str = "pick",
+        image_size: int = 64,
+        render_mode: str | None = None,
+        blind: bool = False,
+        mute: bool = False,
+    ) -> None:
         require_gl()
         if not 16 <= image_size <= 640:
             raise TestbedError(f"image_size {image_size}: must be 16 to 640 pixels")
         self.task = get_task(task)
-        self.image_size, self.render_mode = image_size, render_mode
+        self.image_size, self.render_mode, self.blind, self.mute = image_size, render_mode, blind, mute
         image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.observation_space = spaces.Dict(
             {
@@ -153,11 +161,10 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._judge()
 
     def observe(self) -> dict[str, Any]:
-        return {
-            "images": {c: self.world.render(c, self.image_size) for c in CAMERAS},
-            "state": self.state(),
-            "instruction": self.instruction,
-        }
+        images = {c: self.world.render(c, self.image_size) for c in CAMERAS}
+        if self.blind:
+            images = {c: np.full_like(image, 128) for c, image in images.items()}
+        return {"images": images, "state": self.state(), "instruction": "" if self.mute else self.instruction}
 
     def state(self) -> Float[np.ndarray, 8]:
         data = self.world.data

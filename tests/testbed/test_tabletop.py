@@ -1,6 +1,9 @@
 """The tabletop as a user of gymnasium meets it, and what its variations promise."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import gymnasium
 import mujoco
@@ -159,6 +162,18 @@ def test_paraphrases_and_given_instructions(env):
     assert observation["instruction"] == ""
 
 
+def test_the_controls_take_away_one_input_each(env):
+    seen, _ = env.reset(seed=2)
+    for option in ("blind", "mute"):
+        deprived = Tabletop(**{option: True})
+        observation, _ = deprived.reset(seed=2)
+        same_image = np.array_equal(observation["images"]["front"], seen["images"]["front"])
+        assert same_image == (option == "mute")
+        assert (observation["instruction"] == "") == (option == "mute")
+        assert np.array_equal(observation["state"], seen["state"])
+        deprived.close()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -190,6 +205,13 @@ def test_a_missing_gl_library_is_one_clear_line(monkeypatch):
     monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     with pytest.raises(TestbedError, match="apt-get install libosmesa6"):
         Tabletop()
+
+
+def test_mujoco_imported_too_early_is_one_clear_line():
+    code = "import mujoco\nfrom testbed.tabletop import Tabletop\nTabletop()"
+    environment = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "import testbed first" in done.stderr.splitlines()[-1]
 
 
 def test_variation_is_frozen():

@@ -1,0 +1,61 @@
+"""What tiny-pi0 can do before any finetuning, and whether it uses its inputs: `python benchmarks/tiny_pi0.py`.
+
+100 held-out rollouts a task, the same seeds with the instruction emptied and with the images blanked. Writes
+benchmarks/results/tiny_pi0.json and prints the table.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from interp.runs import read_json, write_json
+from steering.rollouts import evaluate
+from testbed.tasks import PRETRAINING, TARGETS, UNSEEN
+
+ROLLOUTS = 100
+CONTROLS: dict[str, dict[str, bool]] = {
+    "as is": {},
+    "no instruction": {"mute": True},
+    "no images": {"blind": True},
+}
+OUT = Path(__file__).parent / "results/tiny_pi0.json"
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [f"| task | {' | '.join(CONTROLS)} |", "|---" * (len(CONTROLS) + 1) + "|"]
+    for task, cells in found["success"].items():
+        shown = [
+            f"{cells[c]['rate']:.0%} ({cells[c]['low']:.0%} to {cells[c]['high']:.0%})" if c in cells else ""
+            for c in CONTROLS
+        ]
+        lines.append(f"| {task} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    found: dict[str, Any] = {"command": "python benchmarks/tiny_pi0.py", "n": ROLLOUTS, "success": {}}
+    if OUT.is_file():
+        found = read_json(OUT)
+    for task in (*PRETRAINING, *TARGETS, *UNSEEN):
+        controls = CONTROLS if task in PRETRAINING else {"as is": CONTROLS["as is"]}
+        for name, options in controls.items():
+            cells = found["success"].setdefault(task, {})
+            if name in cells:
+                continue
+            done = evaluate("tiny-pi0", task, ROLLOUTS, env_options=options)
+            rate = done.success_rate
+            cells[name] = {
+                "rate": rate.value,
+                "low": rate.low,
+                "high": rate.high,
+                "seconds": round(done.seconds),
+            }
+            found["policy"] = done.policy
+            OUT.parent.mkdir(exist_ok=True)
+            write_json(OUT, found)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
