@@ -1,0 +1,14 @@
+"""Understand: what every attention head of a policy does, and which heads carry a task.
+
+The rooms, in the order in which a run visits them:
+
+policies     one file a VLA family; the Protocol that the rest of the toolkit speaks to
+hooked       HookedVLA: TransformerLens hook points around any policy
+demos        demonstrations (LeRobotDataset v3) as observations and actions
+capture      z of every head at chosen tokens, streamed to disk, resumable
+knn          which heads know the demonstrated action
+scores       HeadScores, the one result type of every method
+runs         all of it as plain files in a directory
+
+Importing this package imports nothing heavy: pick the room you need.
+"""

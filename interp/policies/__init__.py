@@ -1,0 +1,71 @@
+"""Policies: the Protocol that the toolkit speaks to, one file a family, and `load_policy`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from interp.errors import UsageError
+from interp.policies.protocol import Batch, Block, Observation, Policy, Prefix
+from interp.policies.spec import Letterbox, PolicySpec, TokenSpan, TowerSpec
+
+__all__ = [
+    "Batch",
+    "Block",
+    "Letterbox",
+    "Observation",
+    "Policy",
+    "PolicySpec",
+    "Prefix",
+    "TokenSpan",
+    "TowerSpec",
+    "load_policy",
+]
+
+
+def load_policy(name: str | Path, device: str | torch.device = "cpu") -> Policy:
+    """`tiny-pi0` (the embedded default), a directory, or a hub id. Weights that do not fit their config are
+    an error.
+    """
+    directory = _directory(str(name))
+    config = directory / "config.json"
+    if not config.is_file():
+        raise UsageError(f"{directory} is not a policy: it has no config.json")
+    try:
+        family = json.loads(config.read_text()).get("model_type")
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{config} is broken: {error}") from error
+    families: dict[str, Callable[[], Policy]] = {"pi0": lambda: _load_pi0(directory, device, str(name))}
+    if family not in families:
+        raise UsageError(
+            f"{directory} holds a {family!r} model: families known here are {', '.join(families)}"
+        )
+    return families[family]()
+
+
+def _load_pi0(directory: Path, device: str | torch.device, source: str) -> Policy:
+    from interp.policies.pi0 import PI0Policy  # transformers takes seconds to import; only loading needs it
+
+    return PI0Policy.load(directory, device, source)
+
+
+def _directory(name: str) -> Path:
+    if name == "tiny-pi0":
+        from testbed import TINY_PI0
+
+        return Path(TINY_PI0)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(name))
+        except Exception as error:  # offline, not found, not allowed: the hub has a dozen classes for it
+            first = str(error).strip().splitlines()[0]
+            raise UsageError(
+                f"policy {name!r} is no directory, and the hub has no answer: {first}"
+            ) from error
+    raise UsageError(f"unknown policy {name!r}: give tiny-pi0, a directory, or a hub id like owner/name")

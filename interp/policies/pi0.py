@@ -1,0 +1,423 @@
+"""PI0 as transformers implements it: tiny-pi0 and the released 18 x 8 x 256 model are the same class.
+
+A SigLIP tower turns every camera into patch tokens, a Gemma vlm reads them with the instruction, and a
+smaller Gemma, the expert, reads the vlm's keys and values layer by layer and predicts the flow's velocity for
+[state, actions]. Sampling is driven here rather than by `PI0ForConditionalGeneration.sample_actions`, which
+switches gradients off; the two agree to the bit on the same noise.
+
+Source: Black et al., pi0 (arXiv 2410.24164); transformers/models/pi0/modeling_pi0.py.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    DynamicCache,
+    PI0ForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
+from transformers.cache_utils import DynamicLayer
+from transformers.utils import logging
+
+from interp.errors import UsageError, unknown
+from interp.policies.dead import dead_heads
+from interp.policies.preprocessing import FILE, Preprocessing
+from interp.policies.protocol import Batch, Block, Observation, Prefix
+from interp.policies.spec import PolicySpec, TokenSpan, TowerSpec
+
+# What a network computes depends on these and not on the shapes and values of its weights alone.
+_DEFINING = (
+    "chunk_size", "num_inference_steps", "min_period", "max_period", "image_token_id", "image_token_index",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "layer_norm_eps",
+    "rope_parameters", "patch_size", "image_size", "vision_use_head",
+)  # fmt: skip
+
+
+class PI0Policy:
+    """A `Policy` (see protocol.py): the network, its tokenizer and its preprocessing."""
+
+    def __init__(
+        self,
+        module: PI0ForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        preprocessing: Preprocessing,
+        source: str = "memory",
+    ) -> None:
+        # Frozen by default: gradients then flow to activations, and only what somebody unfreezes costs
+        # memory.
+        self.module: Any = module.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing
+        self.source = source
+        self.spec = pi0_spec(module.config, preprocessing)
+        self.fingerprint = self._fingerprint()
+        dead = dead_heads(self)
+        towers = {name: replace(tower, dead=dead[name]) for name, tower in self.spec.towers.items()}
+        self.spec = replace(self.spec, towers=towers)
+
+    # ---- loading and saving
+
+    @classmethod
+    def load(
+        cls, directory: str | Path, device: str | torch.device = "cpu", source: str | None = None
+    ) -> "PI0Policy":
+        directory = Path(directory)
+        preprocessing = Preprocessing.read(directory)
+        try:
+            module, report = _quietly(
+                PI0ForConditionalGeneration.from_pretrained,
+                directory,
+                output_loading_info=True,
+                local_files_only=True,
+                dtype="auto",
+            )
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            raise UsageError(
+                f"cannot load the policy in {directory}: {type(error).__name__}: {first}"
+            ) from error
+        # transformers fills what a file lacks with random numbers and only logs it.
+        for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+            if report.get(problem):
+                names = sorted(str(key) for key in report[problem])
+                raise UsageError(
+                    f"cannot load the policy in {directory}: {len(names)} {problem.replace('_', ' ')} in the "
+                    f"weights, first {names[0]}; config.json and the weights are not of one model"
+                )
+        return cls(module.to(device), tokenizer, preprocessing, source or str(directory))
+
+    def save(self, directory: str | Path) -> None:
+        target = Path(directory)
+        if (
+            target.exists()
+            and not (target / FILE).is_file()
+            and (not target.is_dir() or any(target.iterdir()))
+        ):
+            raise UsageError(f"{target} exists and is not a policy: give an empty or new directory")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            fresh.chmod(0o755)
+            _quietly(self.module.save_pretrained, fresh)
+            self.tokenizer.save_pretrained(fresh)
+            (fresh / FILE).write_text(json.dumps(self.preprocessing.to_json(), indent=1))
+            if target.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+                target.rename(old / target.name)
+                fresh.rename(target)
+                shutil.rmtree(old)
+            else:
+                fresh.rename(target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def _fingerprint(self) -> str:
+        """Over weights, preprocessing, vocabulary and the defining part of the configuration: not over file
+        names, library versions or comments, so that a copy or a re-save of the same policy keeps its
+        fingerprint."""
+        digest = hashlib.sha256()
+        defining = sorted(_walk_config(self.module.config.to_dict()))
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        digest.update(
+            json.dumps([self.preprocessing.to_json(), defining, vocabulary], sort_keys=True).encode()
+        )
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return f"pi0-{digest.hexdigest()[:16]}"
+
+    # ---- observations
+
+    def batch(self, observations: Sequence[Observation]) -> Batch:
+        if not observations:
+            raise UsageError("a batch needs at least one observation")
+        spec = self.spec
+        for observation in observations:
+            missing = [camera for camera in spec.cameras if camera not in observation.images]
+            if missing:
+                raise UsageError(
+                    f"observation lacks camera {missing[0]!r}: the policy needs {', '.join(spec.cameras)}, "
+                    f"the observation has {', '.join(observation.images) or 'none'}"
+                )
+            if len(observation.state) != spec.state_dim:
+                raise UsageError(
+                    f"state has {len(observation.state)} numbers: the policy needs {spec.state_dim}"
+                )
+        pixels = [
+            torch.stack([self.preprocessing.pixels(observation.images[camera]) for camera in spec.cameras])
+            for observation in observations
+        ]
+        states = torch.stack(
+            [torch.as_tensor(observation.state, dtype=torch.float32) for observation in observations]
+        )
+        language, words = self._tokenise([observation.instruction for observation in observations])
+        n_image = spec.span("language").start
+        image_tokens = torch.full((len(observations), n_image), self.module.config.vlm_config.image_token_id)
+        batch = {
+            "pixel_values": torch.stack(pixels).to(self.module.dtype),
+            "pixel_attention_mask": torch.ones(len(observations), len(spec.cameras), dtype=torch.bool),
+            "input_ids": torch.cat([image_tokens, language], dim=1),
+            "attention_mask": torch.cat([torch.ones_like(image_tokens), words], dim=1),
+            "state": self._padded(self.preprocessing.state.apply(states), self.module.config.max_state_dim),
+        }
+        return {name: tensor.to(self.module.device) for name, tensor in batch.items()}
+
+    def _tokenise(
+        self, instructions: Sequence[str]
+    ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+        """<bos> and the instruction's tokens, padded to max_tokens; and a mask that is 0 on the padding."""
+        length = self.preprocessing.max_tokens
+        ids = torch.full((len(instructions), length), self.tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for row, instruction in enumerate(instructions):
+            text = instruction + self.preprocessing.prompt_suffix
+            tokens = [
+                self.tokenizer.bos_token_id,
+                *self.tokenizer(text, add_special_tokens=False)["input_ids"],
+            ]
+            if len(tokens) > length:
+                raise UsageError(
+                    f"instruction {instruction!r} has {len(tokens) - 1} tokens: "
+                    f"the policy takes at most {length - 1}"
+                )
+            if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in tokens:
+                warnings.warn(
+                    f"instruction {instruction!r} has words that the policy does not know", stacklevel=3
+                )
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        return ids, mask
+
+    @staticmethod
+    def _padded(values: Float[Tensor, "*axes dim"], dim: int) -> Float[Tensor, "*axes padded"]:
+        return F.pad(values, (0, dim - values.shape[-1]))
+
+    # ---- the network
+
+    def prefix(self, batch: Batch, draws: int = 1) -> Prefix:
+        model, mask = self.module.model, batch["attention_mask"]
+        embeddings = model.embed_prefix(
+            batch["input_ids"], batch["pixel_values"], batch["pixel_attention_mask"]
+        )
+        cache = model.vlm(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=mask.cumsum(-1) - 1,
+            # Type 0 is what makes attention within the prefix bidirectional.
+            token_type_ids=torch.zeros_like(embeddings[..., 0]),
+            use_cache=True,
+        ).past_key_values
+        layers = cache.layers
+        prefix = Prefix(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers), mask)
+        return prefix.repeat(draws)
+
+    def velocity(
+        self,
+        batch: Batch,
+        x: Float[Tensor, "batch horizon max_action_dim"],
+        time: Float[Tensor, " batch"],
+        prefix: Prefix | None = None,
+    ) -> Float[Tensor, "batch horizon max_action_dim"]:
+        rows = len(batch["state"])
+        if len(x) % rows or len(time) != len(x):
+            raise UsageError(
+                f"x has {len(x)} rows and time {len(time)}: both must be a multiple of the batch's {rows}"
+            )
+        draws = len(x) // rows
+        if prefix is None:
+            prefix = self.prefix(batch, draws)
+        if len(prefix) != len(x):
+            raise UsageError(
+                f"the prefix has {len(prefix)} rows and x {len(x)}: repeat the prefix by {draws} draws"
+            )
+        return self.module(
+            state=batch["state"].repeat_interleave(draws, dim=0).to(self.module.dtype),
+            noise=x.to(self.module.dtype),
+            timestep=time.float(),
+            attention_mask=prefix.mask,
+            past_key_values=_cache_over(prefix),
+        ).logits
+
+    def loss(
+        self,
+        batch: Batch,
+        actions: Float[Tensor, "batch horizon action"],
+        noise: Float[Tensor, "batch horizon max_action_dim"],
+        time: Float[Tensor, " batch"],
+        prefix: Prefix | None = None,
+    ) -> Float[Tensor, "batch horizon action"]:
+        target = self._padded(actions, self.spec.max_action_dim)
+        t = rearrange(time, "batch -> batch 1 1")
+        velocity = self.velocity(batch, t * noise + (1 - t) * target, time, prefix)
+        return ((velocity - (noise - target)) ** 2)[..., : self.spec.action_dim]
+
+    def denoise(
+        self, batch: Batch, noise: Float[Tensor, "batch horizon max_action_dim"], prefix: Prefix | None = None
+    ) -> Float[Tensor, "batch horizon max_action_dim"]:
+        if prefix is None:
+            prefix = self.prefix(batch, len(noise) // len(batch["state"]))
+        steps = self.spec.flow_steps
+        dt = -1.0 / steps
+        x = noise
+        for step in range(steps):
+            time = torch.full((len(x),), 1.0 + step * dt, dtype=torch.float32, device=x.device)
+            x = x + dt * self.velocity(batch, x, time, prefix)
+        return x
+
+    def sample(
+        self, batch: Batch, noise: Float[Tensor, "batch horizon max_action_dim"], prefix: Prefix | None = None
+    ) -> Float[Tensor, "batch horizon action"]:
+        return self.unnormalise_actions(self.denoise(batch, noise, prefix)[..., : self.spec.action_dim])
+
+    def noise(self, n: int, seed: int | torch.Generator) -> Float[Tensor, "batch horizon max_action_dim"]:
+        """Standard normal, drawn on the CPU so that a seed means the same on every device."""
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        drawn = torch.randn(n, self.spec.horizon, self.spec.max_action_dim, generator=generator)
+        return drawn.to(self.module.device, self.module.dtype)
+
+    def normalise_actions(self, actions: Float[Tensor, "*axes action"]) -> Float[Tensor, "*axes action"]:
+        return self.preprocessing.action.apply(actions)
+
+    def unnormalise_actions(self, actions: Float[Tensor, "*axes action"]) -> Float[Tensor, "*axes action"]:
+        return self.preprocessing.action.invert(actions)
+
+    # ---- its parts
+
+    def tower_module(self, tower: str) -> nn.Module:
+        model = self.module.model
+        towers = {"vision": model.vlm.vision_tower, "vlm": model.vlm.language_model, "expert": model.dit}
+        if tower not in towers:
+            raise unknown("tower", tower, towers)
+        return towers[tower]
+
+    def block(self, tower: str, layer: int) -> Block:
+        stack: Any = self.tower_module(tower)
+        layers = stack.encoder.layers if tower == "vision" else stack.layers
+        if not 0 <= layer < len(layers):
+            raise UsageError(
+                f"tower {tower} has {len(layers)} layers (0-{len(layers) - 1}), not layer {layer}"
+            )
+        attention = layers[layer].self_attn
+        return Block(
+            layer=layers[layer],
+            attention=attention,
+            out=attention.out_proj if tower == "vision" else attention.o_proj,
+            query=attention.q_proj,
+            key=attention.k_proj,
+            value=attention.v_proj,
+            mlp=layers[layer].mlp,
+        )
+
+    def attention(self, tower: str, layer: int) -> nn.Module:
+        return self.block(tower, layer).attention
+
+    def out_projection(self, tower: str, layer: int) -> nn.Linear:
+        return self.block(tower, layer).out
+
+    def query_projection(self, tower: str, layer: int) -> nn.Linear:
+        query = self.block(tower, layer).query
+        assert query is not None
+        return query
+
+
+def pi0_spec(config: Any, preprocessing: Preprocessing) -> PolicySpec:
+    """The spec that configuration and preprocessing imply; dead heads are measured later."""
+    text, vision, expert = config.vlm_config.text_config, config.vlm_config.vision_config, config.dit_config
+    if preprocessing.image_size != vision.image_size:
+        raise UsageError(
+            f"{FILE}: image_size {preprocessing.image_size}, but the network sees {vision.image_size}"
+        )
+    for kind, dim, limit in (
+        ("state", preprocessing.state_dim, config.max_state_dim),
+        ("action", preprocessing.action_dim, config.max_action_dim),
+    ):
+        if dim > limit:
+            raise UsageError(f"{FILE}: {kind}_dim {dim} exceeds the network's {limit}")
+    if text.num_hidden_layers != expert.num_hidden_layers:
+        raise UsageError(
+            "config.json: the expert reads the vlm layer by layer, so both need the same number of layers"
+        )
+    side = vision.image_size // vision.patch_size
+    spans: dict[str, TokenSpan] = {}
+    stop = 0
+    for camera in preprocessing.cameras:
+        start, stop = stop, stop + side * side
+        spans[f"image/{camera}"] = TokenSpan(start, stop, (side, side))
+    for name, length in (("language", preprocessing.max_tokens), ("state", 1), ("action", config.chunk_size)):
+        start, stop = stop, stop + length
+        spans[name] = TokenSpan(start, stop)
+    vision_heads = vision.num_attention_heads
+    return PolicySpec(
+        family="pi0",
+        towers={
+            "vision": TowerSpec(
+                (vision_heads,) * vision.num_hidden_layers, vision_heads, vision.hidden_size // vision_heads
+            ),
+            "vlm": _gemma_tower(text),
+            "expert": _gemma_tower(expert),
+        },
+        spans=spans,
+        cameras=preprocessing.cameras,
+        image_size=preprocessing.image_size,
+        state_dim=preprocessing.state_dim,
+        action_dim=preprocessing.action_dim,
+        max_action_dim=config.max_action_dim,
+        horizon=config.chunk_size,
+        flow_steps=config.num_inference_steps,
+        fps=preprocessing.fps,
+        execute=preprocessing.execute,
+        state_names=preprocessing.named("state"),
+        action_names=preprocessing.named("action"),
+    )
+
+
+def _gemma_tower(config: Any) -> TowerSpec:
+    # Gemma's head_dim is its own number, not width // heads.
+    return TowerSpec(
+        (config.num_attention_heads,) * config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+    )
+
+
+def _cache_over(prefix: Prefix) -> DynamicCache:
+    """A transformers cache that starts at the prefix and grows by concatenation; the prefix stays as is."""
+    cache = DynamicCache()
+    for keys, values in zip(prefix.keys, prefix.values, strict=True):
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
+def _quietly(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Without transformers' own progress bars, which would break into ours."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return call(*args, **kwargs)
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def _walk_config(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in config.items():
+        if isinstance(value, dict) and name.endswith("_config"):
+            yield from _walk_config(value, f"{path}{name}.")
+        elif name in _DEFINING:
+            yield f"{path}{name}", json.dumps(value, sort_keys=True)

@@ -1,0 +1,178 @@
+"""What the toolkit asks of a policy: a structural Protocol, so that a family is one file and inherits
+nothing.
+
+Axis names:
+
+batch     observations; with `draws` > 1 every observation is repeated draws times, neighbours in the batch
+camera    in the order of `PolicySpec.cameras`
+horizon   steps of the action chunk
+action    real action dimensions; `max_action_dim` counts the padding that the network was built with
+token     prefix tokens: image tokens camera by camera, then language
+
+Flow matching runs from noise at time 1 to actions at time 0: x = time * noise + (1 - time) * actions, and the
+network predicts the velocity noise - actions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from interp.errors import UsageError
+from interp.policies.spec import PolicySpec
+
+Batch = dict[str, Tensor]
+"""Observations ready for the network, first axis `batch`. Families choose the keys; `state` (normalised) and
+`attention_mask` [batch, token], 0 on padded prefix tokens, are always there."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot sees at one instant."""
+
+    images: Mapping[str, UInt8[np.ndarray, "height width 3"]]
+    state: Float[np.ndarray, " state"]
+    instruction: str
+
+    def __post_init__(self) -> None:
+        for camera, image in self.images.items():
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+                raise UsageError(
+                    f"image {camera!r} is {image.dtype} {image.shape}: it must be uint8 (height, width, 3)"
+                )
+        if np.ndim(self.state) != 1 or not np.isfinite(self.state).all():
+            raise UsageError(f"state must be one finite vector, not {self.state!r}")
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The prefix tokens' keys and values of every vlm layer: all that the expert sees of images and
+    instruction.
+
+    Immutable: one prefix serves any number of (noise, time) draws, and a failing forward pass cannot spoil
+    it.
+    """
+
+    keys: tuple[Float[Tensor, "batch kv_head token d_head"], ...]
+    values: tuple[Float[Tensor, "batch kv_head token d_head"], ...]
+    mask: Int[Tensor, "batch token"] | Bool[Tensor, "batch token"]
+
+    def __len__(self) -> int:
+        return self.mask.shape[0]
+
+    def repeat(self, draws: int) -> "Prefix":
+        """Every row `draws` times, neighbours in the batch."""
+        if draws == 1:
+            return self
+        return self._map(lambda tensor: tensor.repeat_interleave(draws, dim=0))
+
+    def select(self, rows: Int[Tensor, " rows"] | slice) -> "Prefix":
+        return self._map(lambda tensor: tensor[rows])
+
+    def _map(self, change: "_TensorMap") -> "Prefix":
+        return Prefix(tuple(map(change, self.keys)), tuple(map(change, self.values)), change(self.mask))
+
+
+class _TensorMap(Protocol):
+    def __call__(self, tensor: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """The modules of one transformer layer that hooks attach to. A family leaves out what it does not have.
+
+    `out`'s input is z [batch, pos, heads * d_head]; its output is what attention adds to the residual stream.
+    """
+
+    layer: nn.Module
+    attention: nn.Module
+    out: nn.Linear
+    query: nn.Linear | None = None
+    key: nn.Linear | None = None
+    value: nn.Linear | None = None
+    mlp: nn.Module | None = None
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A vision-language-action policy with flow matching.
+
+    The network stays in eval mode and where it was loaded; its parameters are frozen until somebody who
+    trains unfreezes them. Every method respects the caller's grad mode: wrap calls in `torch.no_grad()` when
+    only numbers are wanted and something upstream requires gradients.
+    """
+
+    spec: PolicySpec
+    module: nn.Module
+    fingerprint: str
+    source: str
+
+    def batch(self, observations: Sequence[Observation]) -> Batch: ...
+
+    def prefix(self, batch: Batch, draws: int = 1) -> Prefix:
+        """Vision and vlm, once."""
+        ...
+
+    def velocity(
+        self,
+        batch: Batch,
+        x: Float[Tensor, "batch horizon max_action_dim"],
+        time: Float[Tensor, " batch"],
+        prefix: Prefix | None = None,
+    ) -> Float[Tensor, "batch horizon max_action_dim"]:
+        """One pass of the expert. x may hold several draws of each row of batch, as `Prefix.repeat` orders
+        them.
+        """
+        ...
+
+    def loss(
+        self,
+        batch: Batch,
+        actions: Float[Tensor, "batch horizon action"],
+        noise: Float[Tensor, "batch horizon max_action_dim"],
+        time: Float[Tensor, " batch"],
+        prefix: Prefix | None = None,
+    ) -> Float[Tensor, "batch horizon action"]:
+        """Squared velocity error, elementwise over real dimensions, of normalised actions."""
+        ...
+
+    def denoise(
+        self, batch: Batch, noise: Float[Tensor, "batch horizon max_action_dim"], prefix: Prefix | None = None
+    ) -> Float[Tensor, "batch horizon max_action_dim"]:
+        """All flow steps from noise to normalised actions, deterministic."""
+        ...
+
+    def sample(
+        self, batch: Batch, noise: Float[Tensor, "batch horizon max_action_dim"], prefix: Prefix | None = None
+    ) -> Float[Tensor, "batch horizon action"]:
+        """`denoise`, in the robot's units."""
+        ...
+
+    def noise(self, n: int, seed: int | torch.Generator) -> Float[Tensor, "batch horizon max_action_dim"]: ...
+
+    def normalise_actions(self, actions: Float[Tensor, "*axes action"]) -> Float[Tensor, "*axes action"]: ...
+
+    def unnormalise_actions(
+        self, actions: Float[Tensor, "*axes action"]
+    ) -> Float[Tensor, "*axes action"]: ...
+
+    def block(self, tower: str, layer: int) -> Block: ...
+
+    def tower_module(self, tower: str) -> nn.Module:
+        """The module whose forward runs the whole tower once."""
+        ...
+
+    def attention(self, tower: str, layer: int) -> nn.Module: ...
+
+    def out_projection(self, tower: str, layer: int) -> nn.Linear: ...
+
+    def query_projection(self, tower: str, layer: int) -> nn.Linear: ...
+
+    def save(self, directory: str | Path) -> None:
+        """A directory that `load_policy` reads back, there completely or not at all."""
+        ...

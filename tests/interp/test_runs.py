@@ -1,0 +1,220 @@
+"""Promises of runs, scores and heads: what is written can be read back, belongs together, and is never half there."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from interp.errors import UsageError
+from interp.heads import Head
+from interp.policies import Policy, TowerSpec
+from interp.runs import Run, Signals, read_json, write_json
+from interp.scores import HeadScores, Null, TowerScores
+
+DATA = {"fingerprint": "demos-1", "frames": 3}
+
+
+def create(path: Path, of: Policy, **changes) -> Run:
+    arguments = {"policy": of.fingerprint, "source": "random", "spec": of.spec, "data": DATA}
+    return Run.create(path, **{**arguments, **changes})
+
+
+def some_scores(policy: str, higher_is_better: bool = False) -> HeadScores:
+    value = np.array([[0.3, 0.1], [0.2, np.nan]])
+    towers = {
+        "expert": TowerScores(value, value - 0.1, value + 0.1, Null(0.5, 0.4, 0.6, 0.45), dead=((1, 1),))
+    }
+    return HeadScores("knn", "k-NN", "units", higher_is_better, towers, policy, "demos-1", {"frames": 3})
+
+
+# ---- heads
+
+
+def test_heads_are_written_and_read_the_same_way() -> None:
+    assert str(Head("expert", 7, 3)) == "expert.L7H3"
+    assert Head.parse("expert.L7H3") == Head("expert", 7, 3)
+    for wrong in ("expert.7.3", "L7H3", "expert.L7", "", "expert.L-1H3"):
+        with pytest.raises(UsageError, match="is not a head"):
+            Head.parse(wrong)
+
+
+def test_a_head_that_cannot_be_chosen_says_why(policy: Policy) -> None:
+    assert policy.spec.check(Head("expert", 2, 3)) == Head("expert", 2, 3)
+    for head, why in (
+        (Head("expert", 1, 9), r"expert\.L1H9: layer 1 has 4 heads \(0-3\)"),
+        (Head("expert", 3, 0), r"tower expert has 3 layers \(0-2\)"),
+        (Head("vlm", 2, 0), r"vlm\.L2H0 is dead"),
+        (Head("experts", 0, 0), "unknown tower 'experts'.*did you mean expert"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            policy.spec.check(head)
+
+
+def test_layers_may_have_different_numbers_of_heads() -> None:
+    tower = TowerSpec((2, 3), kv_heads=1, d_head=8, dead=((1, 2),))
+    assert tower.heads == 3
+    assert tower.live == ((0, 0), (0, 1), (1, 0), (1, 1))
+    assert TowerSpec.from_json(json.loads(json.dumps(tower.to_json()))) == tower
+    with pytest.raises(UsageError, match="outside"):
+        TowerSpec((2, 3), 1, 8, dead=((0, 2),))
+
+
+# ---- scores
+
+
+def test_the_best_heads_come_first_whatever_the_sign_and_dead_ones_never() -> None:
+    assert some_scores("p").ranked("expert") == [
+        Head("expert", 0, 1),
+        Head("expert", 1, 0),
+        Head("expert", 0, 0),
+    ]
+    assert some_scores("p", True).best(1, "expert") == [Head("expert", 0, 0)]
+    with pytest.raises(UsageError, match="cannot choose 4 heads: tower expert has 3 live heads"):
+        some_scores("p").best(4, "expert")
+    with pytest.raises(UsageError, match="tower of the knn scores 'vlm'"):
+        some_scores("p").best(1, "vlm")
+
+
+def test_scores_survive_json_without_nan() -> None:
+    scores = some_scores("p")
+    text = json.dumps(scores.to_json(), allow_nan=False)
+    back = HeadScores.from_json(json.loads(text))
+    assert back.to_json() == scores.to_json()
+    assert back.ranked("expert") == scores.ranked("expert")
+    assert back.towers["expert"].null == Null(0.5, 0.4, 0.6, 0.45)
+    with pytest.raises(UsageError, match="schema 2"):
+        HeadScores.from_json({**json.loads(text), "schema": 2})
+
+
+def test_scores_that_do_not_fit_together_cannot_be_built() -> None:
+    grid = np.zeros((2, 2))
+    with pytest.raises(UsageError, match="both low and high"):
+        TowerScores(grid, low=grid)
+    with pytest.raises(UsageError, match="shape"):
+        TowerScores(grid, low=grid, high=np.zeros((2, 3)))
+
+
+# ---- runs
+
+
+def test_a_run_remembers_what_it_is_of(policy: Policy, tmp_path: Path) -> None:
+    create(tmp_path / "r", policy, command=["capture"], seeds={"capture": 0})
+    run = Run.open(tmp_path / "r")
+    assert (run.policy, run.data) == (policy.fingerprint, "demos-1")
+    assert run.spec == policy.spec
+    assert run.info["command"] == ["capture"]
+    assert run.info["versions"]["torch"]
+
+
+def test_a_run_of_something_else_is_refused_with_both_fingerprints(policy: Policy, tmp_path: Path) -> None:
+    create(tmp_path / "r", policy)
+    assert create(tmp_path / "r", policy).policy == policy.fingerprint
+    with pytest.raises(UsageError, match=f"policy {policy.fingerprint}, not pi0-other"):
+        create(tmp_path / "r", policy, policy="pi0-other")
+    with pytest.raises(UsageError, match="data demos-1, not demos-2"):
+        create(tmp_path / "r", policy, data={"fingerprint": "demos-2"})
+    with pytest.raises(UsageError, match="scores are of policy pi0-other"):
+        Run.open(tmp_path / "r").save_scores(some_scores("pi0-other"))
+
+
+def test_scores_selections_and_results_are_found_by_name(policy: Policy, tmp_path: Path) -> None:
+    run = create(tmp_path / "r", policy)
+    assert not run.scores()
+    assert not run.selections
+    run.save_scores(some_scores(policy.fingerprint))
+    run.save_scores(some_scores(policy.fingerprint), "knn-chunk")
+    run.save_selection("mine", {"schema": 1, "heads": []})
+    run.save_result("base", {"schema": 1})
+    assert list(run.scores()) == ["knn", "knn-chunk"]
+    assert read_json(run.selections["mine"])["heads"] == []
+    assert list(run.results) == ["base"]
+    with pytest.raises(UsageError, match=r"unknown scores in run .*'kn'.*did you mean knn"):
+        run.read_scores("kn")
+
+
+@pytest.mark.parametrize("name", ["../escape", ".hidden", "a/b", "", "x" * 101, "nul\0"])
+def test_names_stay_inside_their_folder(policy: Policy, tmp_path: Path, name: str) -> None:
+    run = create(tmp_path / "r", policy)
+    with pytest.raises(UsageError, match="starting with a letter or digit"):
+        run.save_selection(name, {})
+
+
+def test_signals_round_trip(policy: Policy) -> None:
+    rng = np.random.default_rng(0)
+    signals = Signals(
+        episode=np.array([0, 0, 4]),
+        frame=np.array([0, 1, 0]),
+        instruction=["a", "a", "b"],
+        state=rng.normal(size=(3, 8)).astype(np.float32),
+        action=rng.normal(size=(3, 7)).astype(np.float32),
+        prediction=rng.normal(size=(3, 6, 7)).astype(np.float32),
+    )
+    back = Signals.from_table(signals.to_table(), horizon=6)
+    for name in ("episode", "frame", "state", "action", "prediction"):
+        assert np.array_equal(getattr(back, name), getattr(signals, name))
+    assert back.instruction == signals.instruction
+
+
+# ---- faults
+
+
+def test_what_is_no_run_is_refused(policy: Policy, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no run\.json"):
+        Run.open(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "x.txt").write_text("keep me")
+    with pytest.raises(UsageError, match="exists and is not a run"):
+        create(tmp_path / "notes", policy)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ('{"schema": 7}', "schema 7"),
+        ('{"schema": 1}', r"lacks policy\.fingerprint"),
+        ("[]", "JSON object"),
+    ],
+)
+def test_a_broken_run_says_what_is_wrong(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        Run.open(tmp_path)
+
+
+def test_one_broken_score_file_does_not_hide_the_others(policy: Policy, tmp_path: Path) -> None:
+    run = create(tmp_path / "r", policy)
+    run.save_scores(some_scores(policy.fingerprint))
+    (run.path / "scores" / "torn.json").write_text('{"schema": 1, "method": "knn", "towers": {"expert": {}}}')
+    with pytest.raises(UsageError, match=r"torn\.json is broken"):
+        run.read_scores("torn")
+    assert run.read_scores("knn").method == "knn"
+    assert list(run.files("scores")) == ["knn", "torn"]
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"new": 2})
+    assert read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"x": float("nan")})
+
+
+def test_activations_before_a_capture_are_an_error(policy: Policy, tmp_path: Path) -> None:
+    run = create(tmp_path / "r", policy)
+    with pytest.raises(UsageError, match="no activations of tower 'expert'"):
+        run.activations("expert")
+    with pytest.raises(UsageError, match="no finished capture"):
+        run.signals()
