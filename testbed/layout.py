@@ -57,7 +57,13 @@ def lay_over(look: Variation, variation: Variation) -> Variation:
 def spec_of(task: Task, variation: Variation, target: str) -> SceneSpec:
     distractors = tuple(f"cube{7 + i}" for i in range(variation.distractors))
     form_of = () if variation.form == "standard" else ((target, variation.form),)
-    return SceneSpec(task.objects + distractors, form_of, variation.gripper_offset, task.button_stiffness)
+    return SceneSpec(
+        task.objects + distractors,
+        form_of,
+        variation.gripper_offset,
+        task.button_stiffness,
+        task.button_radius,
+    )
 
 
 def plan_layout(task: Task, seed: int, variation: Variation, paraphrase: int | None = None) -> Layout:

@@ -350,7 +350,7 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
                 return "wrong object"
             if self.task.kind == "push" and body == target and rise > 0.03:
                 return "lifted instead of pushed"
-        if self.task.kind == "push" and self.rotation_of(target)[2, 2] < 0.8:
+        if self.task.kind == "push" and self.task.target != "cube" and self.rotation_of(target)[2, 2] < 0.8:
             return "object toppled"
         return None
 

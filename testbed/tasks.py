@@ -40,6 +40,7 @@ class Task:
     """Consecutive steps for which the condition must hold."""
     press_depth: float = 0.008
     button_stiffness: float = 120.0
+    button_radius: float = 0.026
 
 
 _PICK = ("pick up the C O", "lift the C O", "grab the C O", "pick the C O up")
@@ -81,12 +82,13 @@ _TASKS = (
     Task(
         "press-button-hard", "press", "button", ("button0", "button1", "cube0"),
         _say(_PRESS, "button", ending=" hard"),
-        hold=5, press_depth=0.0105, button_stiffness=900.0, max_steps=40,
+        hold=5, press_depth=0.0105, button_stiffness=900.0,
+        button_radius=0.015, max_steps=40,
     ),
     Task(
         "pick-cube", "pick", "cube", ("cube0", "cube1", "bowl"),
         _say(_PICK, "cube"),
-        colours=("purple", "cyan"), look=Variation(table=(0.16, 0.22, 0.20), light=0.75),
+        colours=("purple", "cyan"), look=Variation(table=(0.50, 0.47, 0.41), light=0.95),
     ),
     Task(
         "cube-in-bowl", "place", "cube", ("bowl", "cube0", "cube1"),

@@ -1,0 +1,176 @@
+"""The command line: the whole loop on the shipped policy, and bad input in one line with nothing left behind."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import robosteer
+from interp.demos import Demonstrations
+from interp.policies import load_policy
+from testbed.demos import record
+
+ROOT = Path(robosteer.__file__).parent
+
+
+def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "robosteer.py"), *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}, cwd=ROOT
+    )
+
+
+def ok(*words: object) -> str:
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refused(*words: object, **environment: str) -> str:
+    """The one line on stderr of a command that must end with status 2."""
+    done = run(*words, **environment)
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory):
+    """A run that went once around, by command."""
+    folder = tmp_path_factory.mktemp("loop")
+    demos, path = folder / "demos", folder / "runs/mug"
+    ok("record", "--task", "marker-in-mug", "--episodes", 3, "--demos", demos, "--workers", 1)
+    ok("capture", "--demos", demos, "--run", path)
+    ok("rank", "--run", path, "--k", 5, 10)
+    ok("select", "--run", path, "--top", 6, "--name", "chosen")
+    return demos, path
+
+
+@pytest.mark.slow
+def test_the_loop_from_demonstrations_to_checkpoint(loop):
+    demos, path = loop
+    ok("evaluate", "--run", path, "--task", "press", "--n", 2, "--name", "base")
+    ok("finetune", "--run", path, "--heads", "chosen", "--steps", 3)
+    tuned = path / "jobs/aligned/policy"
+    ok("evaluate", "--run", path, "--policy", tuned, "--task", "press", "--n", 2, "--against", "base")
+    ok("export", "--run", path)
+    base, result = (json.loads((path / f"results/{name}.json").read_text()) for name in ("base", "aligned"))
+    assert [e["seed"] for e in base["episodes"]] == [e["seed"] for e in result["episodes"]]
+    assert result["paired"]["against"] == "base"
+    heads = json.loads((path / "selections/chosen.json").read_text())["heads"]
+    d_head, width = 16, 128  # tiny-pi0's
+    assert sum(result["trainable_parameters"].values()) == len(heads) * 2 * d_head * width
+    # The exported policy acts like the finetuned one and unlike the base.
+    observation = [Demonstrations.open(demos).observation(0)]
+    chunks = {}
+    for name, source in {"export": path / "exports/aligned", "tuned": tuned, "base": "tiny-pi0"}.items():
+        policy = load_policy(source)
+        chunks[name] = policy.sample(policy.batch(observation), policy.noise(1, 0)).detach().numpy()
+    assert np.allclose(chunks["export"], chunks["tuned"], atol=1e-6)
+    assert not np.allclose(chunks["export"], chunks["base"], atol=1e-6)
+
+
+def test_every_verb_explains_itself():
+    for verb in ("demo", "record", "capture", "rank", "select", "finetune", "evaluate", "export", "app"):
+        assert "usage: robosteer" in ok(verb, "--help")
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, robosteer; robosteer.build_parser().format_help(); print('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout
+        == "False\n"
+    )
+
+
+def test_unknown_names_list_the_known_ones(loop, tmp_path):
+    demos, path = loop
+    assert "marker-in-mug" in refused("record", "--task", "fly", "--demos", tmp_path / "d")
+    assert "tiny-pi" in refused("evaluate", "--policy", "tiny-pi", "--task", "pick", "--n", 1)
+    assert "pick" in refused("evaluate", "--task", "pik", "--n", 1)
+    assert "expert" in refused("capture", "--demos", demos, "--run", tmp_path / "r", "--towers", "expertt")
+    assert "expert" in refused("select", "--run", path, "--tower", "exprt")
+    assert "L9H0" in refused("select", "--run", path, "--heads", "expert.L9H0")
+    assert "vlm.L7H0" in refused("select", "--run", path, "--heads", "vlm.L7H0"), "a dead head"
+    assert "lora" in refused("finetune", "--run", path, "--recipe", "loraa")
+    assert "light" in refused("evaluate", "--task", "pick", "--n", 1, "--vary", "lihgt=2")
+    assert "demos" in refused("capture", "--run", tmp_path / "r")
+    assert not (tmp_path / "d").exists()
+    assert not (tmp_path / "r").exists()
+
+
+def test_heads_of_another_policy_are_refused_with_both_fingerprints(loop, tmp_path):
+    _, path = loop
+    record = json.loads((path / "selections/chosen.json").read_text())
+    ours, record["policy"] = record["policy"], "pi0-0123456789ab"
+    (tmp_path / "other.json").write_text(json.dumps(record))
+    line = refused("finetune", "--run", path, "--heads", tmp_path / "other.json", "--name", "other")
+    assert "pi0-0123456789ab" in line
+    assert ours in line
+    assert not (path / "jobs/other").exists()
+
+
+def test_a_run_of_other_demonstrations_is_refused(loop, tmp_path):
+    _, path = loop
+    other = record("press", 2, tmp_path / "press", workers=1, progress=False)
+    before = (path / "run.json").read_bytes()
+    assert "choose another name" in refused("capture", "--demos", other, "--run", path)
+    assert (path / "run.json").read_bytes() == before
+
+
+def test_demonstrations_without_a_needed_camera_are_refused(tmp_path):
+    """A dataset whose wrist camera has another name."""
+    import pyarrow.parquet as pq
+
+    demos = record("press", 2, tmp_path / "press", workers=1, progress=False)
+    for file in (demos / "data").rglob("*.parquet"):
+        table = pq.read_table(file)
+        names = [n.replace("images.wrist", "images.hand") for n in table.column_names]
+        pq.write_table(table.rename_columns(names).replace_schema_metadata(None), file)
+    info = demos / "meta/info.json"
+    info.write_text(info.read_text().replace("images.wrist", "images.hand"))
+    assert "wrist" in refused("capture", "--demos", demos, "--run", tmp_path / "run")
+    assert not (tmp_path / "run/run.json").exists()
+
+
+def test_a_missing_gl_library_is_named(tmp_path):
+    """The loader finds no OSMesa when its cache and compilers are out of reach."""
+    line = refused(
+        "record", "--task", "pick", "--demos", tmp_path / "d", MUJOCO_GL="osmesa", PATH="/nonexistent"
+    )
+    assert "libosmesa6" in line
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_taken_port_is_named(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert str(port) in refused("app", "--runs", tmp_path / "runs", "--port", port)
+
+
+def test_an_interrupted_capture_is_said_so_and_resumes(loop, tmp_path):
+    demos, path = loop
+    again = tmp_path / "again"
+    child = subprocess.Popen(
+        [sys.executable, str(ROOT / "robosteer.py"), "capture", "--demos", str(demos), "--run", str(again)],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    while not (again / "run.json").exists() and child.poll() is None:
+        pass
+    child.kill()
+    child.wait()
+    if not json.loads((again / "run.json").read_text())["captured"]:
+        assert "resume" in refused("rank", "--run", again)
+    ok("capture", "--demos", demos, "--run", again)
+    ok("rank", "--run", again, "--k", 5, 10)
+    first, second = (json.loads((p / "scores/knn.json").read_text())["towers"] for p in (path, again))
+    assert first == second
