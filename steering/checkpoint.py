@@ -1,0 +1,77 @@
+"""Training checkpoints: one safetensors file that holds everything the next step depends on.
+
+    parameter/<name>      trained parameters (only those: the rest is the base policy)
+    exp_avg/<name>, ...   the optimiser's state, one tensor a key of AdamW
+    metadata "robosteer"  JSON: step, seconds, and what the training was asked to do
+
+One file, so that weights, moments and step can never be of different steps; written under another name and
+renamed, so that a kill or a full disk leaves the previous checkpoint whole. No pickle. There is no random
+state to keep: every step's draws are a function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from interp.errors import UsageError
+from interp.runs import write_atomic
+
+PARAMETER = "parameter"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How far a training has come. `loss` is the last step's, `seconds` all training so far."""
+
+    step: int
+    seconds: float
+    loss: float
+
+
+def save_checkpoint(
+    path: Path,
+    checkpoint: Checkpoint,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+) -> None:
+    tensors = {f"{PARAMETER}/{name}": p.detach() for name, p in parameters.items()}
+    for name, p in parameters.items():
+        for key, value in optimiser.state[p].items():
+            tensors[f"{key}/{name}"] = value
+    packed = {name: t.cpu().contiguous() for name, t in tensors.items()}
+    write_atomic(path, save(packed, {"robosteer": json.dumps(vars(checkpoint))}))
+
+
+def load_checkpoint(
+    path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> Checkpoint:
+    """Restore parameters and optimiser in place."""
+    try:
+        with safe_open(path, "pt") as file:
+            checkpoint = Checkpoint(**json.loads(file.metadata()["robosteer"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"checkpoint {path} is broken ({error}): delete it to start again") from error
+    state: dict[str, dict[str, Any]] = {name: {} for name in parameters}
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            if name not in parameters or tensor.shape not in (parameters[name].shape, torch.Size([])):
+                raise UsageError(f"checkpoint {path} holds {name}, which does not train here: delete it")
+            if kind == PARAMETER:
+                parameters[name].copy_(tensor)
+            else:
+                state[name][kind] = tensor.to(parameters[name].device) if tensor.ndim else tensor
+    for name, parameter in parameters.items():
+        if state[name]:  # a parameter that never had a gradient has none
+            optimiser.state[parameter] = state[name]
+    return checkpoint

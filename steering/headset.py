@@ -1,0 +1,185 @@
+"""Head sets: which heads are to be trained, as a value and as a file.
+
+A head set names its heads, where their scores came from and the policy that they belong to. Indices mean
+nothing without that policy, so a file carries the policy's fingerprint and is refused for any other.
+
+Heads file (JSON):
+    {"schema": 1, "policy": fingerprint, "heads": [{"tower": "expert", "layer": 3, "head": 5, "score": 0.81}],
+     "method": "knn", "factor": null, "data": fingerprint, "trainable_head_indices": [[3, 5]]}
+
+`trainable_head_indices` is the form published with Robotic Steering (Mitra et al., arXiv 2511.22697): bare
+(layer, head) pairs without a tower. A file that has only those is read for the tower that the reader names;
+we write them too, whenever all heads lie in one tower, so that the published code reads our files.
+
+Selections: `best_heads`, `worst_heads` from scores, `random_heads` from the policy's shape and a seed. Dead
+heads (output without effect, such as the last vlm layer's) are never chosen and never accepted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from interp.errors import UsageError
+from interp.heads import Head
+from interp.policies import Policy, PolicySpec
+from interp.runs import read_json, write_json
+from interp.scores import HeadScores
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class HeadSet:
+    """Heads to train, best first, with their provenance. `policy` None: a published file that names none."""
+
+    heads: tuple[Head, ...]
+    policy: str | None = None
+    method: str | None = None
+    factor: str | None = None
+    data: str | None = None
+    scores: tuple[float | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.heads:
+            raise UsageError("empty head set: choose at least one head")
+        repeated = [str(head) for head, n in Counter(self.heads).items() if n > 1]
+        if repeated:
+            raise UsageError(f"head set names {', '.join(repeated)} more than once: name each head once")
+        if self.scores and len(self.scores) != len(self.heads):
+            raise UsageError(
+                f"{len(self.scores)} scores for {len(self.heads)} heads: give one a head, or none"
+            )
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(head.tower for head in self.heads))
+
+    def check(self, spec: PolicySpec, fingerprint: str, source: str = "head set") -> None:
+        """Refuse a set that was made for another policy, or that names heads which cannot be trained."""
+        if self.policy is not None and self.policy != fingerprint:
+            raise UsageError(
+                f"{source} is for policy {self.policy}, but this policy is {fingerprint}: "
+                "select heads again on this policy"
+            )
+        for head in self.heads:
+            spec.check(head)
+
+    def to_json(self) -> dict[str, Any]:
+        scores = self.scores or (None,) * len(self.heads)
+        entries = [
+            {"tower": h.tower, "layer": h.layer, "head": h.index, "score": score}
+            for h, score in zip(self.heads, scores, strict=True)
+        ]
+        out: dict[str, Any] = {
+            "schema": SCHEMA,
+            "policy": self.policy,
+            "heads": entries,
+            "method": self.method,
+            "factor": self.factor,
+            "data": self.data,
+        }
+        if len(self.towers) == 1:  # pairs without a tower would be ambiguous otherwise
+            out["trainable_head_indices"] = [[h.layer, h.index] for h in self.heads]
+        return out
+
+
+# selections
+
+
+def best_heads(scores: HeadScores, k: int, tower: str) -> HeadSet:
+    """The k heads that a method ranks first, best first (whatever the sign of its score)."""
+    return _scored(scores, scores.best(k, tower), scores.method)
+
+
+def worst_heads(scores: HeadScores, k: int, tower: str) -> HeadSet:
+    """The k heads that a method ranks last, worst first: they should lose if the method is right."""
+    ranked = scores.ranked(tower)
+    _check_k(k, len(ranked), tower)
+    return _scored(scores, ranked[::-1][:k], f"{scores.method} (bottom)")
+
+
+def random_heads(spec: PolicySpec, k: int, tower: str, seed: int, policy: str | None = None) -> HeadSet:
+    """k live heads of a tower, uniformly and without replacement: the control for whether choice matters."""
+    live = spec.live_heads([tower])
+    _check_k(k, len(live), tower)
+    picks = np.random.default_rng(seed).choice(len(live), size=k, replace=False)
+    return HeadSet(tuple(live[i] for i in picks), policy=policy, method=f"random (seed {seed})")
+
+
+def _scored(scores: HeadScores, heads: Sequence[Head], method: str) -> HeadSet:
+    return HeadSet(
+        tuple(heads),
+        policy=scores.policy,
+        method=method,
+        factor=scores.factor,
+        data=scores.data,
+        scores=tuple(scores.score(head) for head in heads),
+    )
+
+
+def _check_k(k: int, n: int, tower: str) -> None:
+    if not 1 <= k <= n:
+        raise UsageError(f"cannot choose {k} heads: tower {tower} has {n} live heads (1-{n})")
+
+
+# files
+
+
+def write_heads(path: str | Path, heads: HeadSet) -> Path:
+    """Write a heads file, whole or not at all."""
+    write_json(path, heads.to_json())
+    return Path(path)
+
+
+def read_heads(path: str | Path, policy: Policy, tower: str = "expert") -> HeadSet:
+    """Read a heads file and check it against the policy that it is to be used on.
+
+    `tower` places the bare pairs of a file in the published form; a file with towers of its own ignores it.
+    """
+    path = Path(path)
+    heads = parse_heads(read_json(path), tower=tower, source=f"heads file {path}")
+    heads.check(policy.spec, policy.fingerprint, source=f"heads file {path}")
+    return heads
+
+
+def parse_heads(record: Mapping[str, Any], tower: str = "expert", source: str = "heads file") -> HeadSet:
+    """A HeadSet from the JSON of a heads file, ours or the published form; no policy is asked."""
+    schema = record.get("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise UsageError(f"{source}: schema {schema}, but this version reads schema {SCHEMA}")
+    try:
+        if "heads" in record:
+            entries = [
+                (Head(str(e["tower"]), _index(e["layer"]), _index(e["head"])), e.get("score"))
+                for e in record["heads"]
+            ]
+        else:
+            entries = [
+                (Head(tower, _index(layer), _index(index)), None)
+                for layer, index in record["trainable_head_indices"]
+            ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f'{source}: needs "heads": [{{"tower", "layer", "head"}}, ...] or '
+            f'"trainable_head_indices": [[layer, head], ...] ({type(error).__name__}: {error})'
+        ) from None
+    return HeadSet(
+        tuple(head for head, _ in entries),
+        policy=record.get("policy"),
+        method=record.get("method"),
+        factor=record.get("factor"),
+        data=record.get("data"),
+        scores=tuple(score for _, score in entries) if any(s is not None for _, s in entries) else (),
+    )
+
+
+def _index(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"index {value!r} is not an integer")
+    return value

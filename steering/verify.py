@@ -1,0 +1,96 @@
+"""The other half of an export: load the exported directory in a fresh process and say what it does.
+
+`python -m steering.verify REQUEST REPLY` is started by steering/export.py. Nothing of the exporting process
+is left here: no module objects, no caches, no wrapped layers, only the files that a robot would get.
+Observations travel as an npz without pickle, action chunks come back the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from interp.policies import Observation, Policy, load_policy
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the policy in a directory is and does, as seen by a fresh process. Robot units."""
+
+    fingerprint: str
+    chunks: Float[np.ndarray, "frame horizon action"]
+
+
+def chunks_of(
+    policy: Policy, observations: Sequence[Observation], seed: int
+) -> Float[np.ndarray, "frame horizon action"]:
+    """One action chunk a frame, each from its own seeded noise, one frame at a time as on a robot."""
+    with torch.no_grad():
+        chunks = [
+            policy.sample(policy.batch([observation]), policy.noise(1, seed + i))[0]
+            for i, observation in enumerate(observations)
+        ]
+    return torch.stack(chunks).cpu().float().numpy()
+
+
+def ask_fresh_process(directory: Path, observations: Sequence[Observation], seed: int) -> Answer:
+    """`chunks_of` the policy in `directory`, computed by a new Python process."""
+    with tempfile.TemporaryDirectory(prefix="robosteer-verify-") as scratch:
+        request, reply = Path(scratch, "request.npz"), Path(scratch, "reply.npz")
+        about = {"directory": str(directory.resolve()), "seed": seed, "threads": torch.get_num_threads()}
+        arrays: dict[str, Any] = {
+            f"{i}/image/{camera}": image
+            for i, o in enumerate(observations)
+            for camera, image in o.images.items()
+        }
+        arrays |= {f"{i}/state": np.asarray(o.state) for i, o in enumerate(observations)}
+        about["instructions"] = [o.instruction for o in observations]
+        np.savez(request, about=np.array(json.dumps(about)), **arrays)
+        child = subprocess.run(
+            [sys.executable, "-m", "steering.verify", str(request), str(reply)],
+            cwd=Path(__file__).resolve().parents[1],  # where `steering` and `interp` are importable
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if child.returncode != 0:
+            raise RuntimeError(f"a fresh process could not use {directory}:\n{child.stderr.strip()[-2000:]}")
+        with np.load(reply, allow_pickle=False) as arrays_back:
+            return Answer(str(arrays_back["fingerprint"]), arrays_back["chunks"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m steering.verify", description=__doc__)
+    parser.add_argument("request", type=Path)
+    parser.add_argument("reply", type=Path)
+    arguments = parser.parse_args()
+    with np.load(arguments.request, allow_pickle=False) as arrays:
+        about = json.loads(str(arrays["about"]))
+        observations = []
+        for i, instruction in enumerate(about["instructions"]):
+            start = f"{i}/image/"
+            images = {
+                name.removeprefix(start): arrays[name] for name in arrays.files if name.startswith(start)
+            }
+            observations.append(Observation(images, arrays[f"{i}/state"], instruction))
+    torch.set_num_threads(about["threads"])  # sums are split by thread: same number, same rounding
+    policy = load_policy(about["directory"])
+    chunks = chunks_of(policy, observations, about["seed"])
+    np.savez(arguments.reply, fingerprint=np.array(policy.fingerprint), chunks=chunks)
+
+
+if __name__ == "__main__":
+    main()

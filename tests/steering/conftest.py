@@ -1,0 +1,37 @@
+"""Demonstrations for the random policy of tests/conftest.py, and head scores for it."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from interp.demos import Demonstrations
+from interp.policies import Policy
+from interp.scores import HeadScores, TowerScores
+
+sys.path.append(str(Path(__file__).parents[1] / "interp"))  # its dataset writer serves here too
+from lerobot_writer import random_episodes, write_dataset
+
+
+@pytest.fixture(scope="session")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Demonstrations:
+    """Three episodes of 7, 5 and 9 frames: chunks of 6 actions run past the end of every one of them."""
+    path = tmp_path_factory.mktemp("demos") / "random"
+    return Demonstrations.open(write_dataset(path, random_episodes([7, 5, 9])))
+
+
+@pytest.fixture
+def scores(policy: Policy) -> HeadScores:
+    """Errors (lower is better) that rank expert.L2H3 first and expert.L0H0 last."""
+    grid = np.arange(12, 0, -1, dtype=float).reshape(3, 4)
+    return HeadScores(
+        method="knn",
+        label="made up",
+        units="normalised action units squared",
+        higher_is_better=False,
+        towers={"expert": TowerScores(grid)},
+        policy=policy.fingerprint,
+        data="demos-0",
+        n={"frames": 21},
+    )
