@@ -1,0 +1,22 @@
+"""Look and choose: the dashboard over runs on disk.
+
+    guard      which HTTP requests are answered
+    library    the runs under a folder, readable or not
+    views      what of a run's scores is shown: panels, ranks, ranges, rows (pure)
+    reading    the scores in plain words (pure)
+    outcomes   results of rollouts as rows to compare (pure)
+    maps       figures of heads: layer x head maps, ranked scores (pure)
+    rates      figures of rollouts: success and paired differences (pure)
+    theme      colours, fonts, light and dark
+    widgets    the few components that pages share
+    pages/     one file a page; `pages.PAGES` lists them
+    shell      the frame around the pages: header, stores, what is common to all
+    server     create_app, listen, serve
+    assets/    style sheet, font, and the client side: the selection never asks the server
+
+The app reads files of a run and writes one kind, heads files under selections/.
+"""
+
+from app.server import create_app, listen, serve
+
+__all__ = ["create_app", "listen", "serve"]

@@ -1,0 +1,140 @@
+"""The scores in plain words: which heads lead, by how much, and how sure that is.
+
+Every statement is computed from the intervals and the null of `HeadScores`, by these rules:
+
+- a head *beats chance* if its whole 95 % interval lies beyond the central 95 % of the null;
+- the *leader* is alone if no other interval overlaps its own, else it is in a tie with those that do;
+- with thousands of comparisons some head is always lucky: where the null knows its luckiest head (`null.best`), the
+  leader is held against that too.
+
+Text is written with **bold** marks; `widgets.prose` turns them into components. Pure: no Dash here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.views import Panel, View, short
+from interp.heads import Head
+from interp.runs import Run
+from interp.scores import HeadScores
+
+NAMED = 5  # heads of a tie that are named before "and n more"
+
+
+def facts(run: Run, scores: HeadScores | None = None) -> list[str]:
+    """Policy and n, one short string each. Without scores, n is that of the run's demonstrations."""
+    source = str(run.info["policy"].get("source", "")).rstrip("/")
+    out = (
+        [f"policy {source.rsplit('/', 1)[-1]}", f"fingerprint {run.policy}"]
+        if source
+        else [f"policy {run.policy}"]
+    )
+    n = dict(scores.n) if scores else _counts(run.info["data"])
+    if n:
+        out.append(", ".join(f"{count:,} {name}" for name, count in n.items()))
+    if scores:
+        out.append(f"scored {scores.created[:10]}")
+    return out
+
+
+def title(run: Run) -> str:
+    """What the demonstrations are about: their task, or their instruction, or else the run's name."""
+    data = run.info["data"]
+    if isinstance(data.get("task"), str):
+        return str(data["task"])
+    instructions = data.get("tasks") or []
+    if not instructions:
+        return run.name
+    more = len(instructions) - 1
+    return f"“{instructions[0]}”" + (
+        f" and {_count(more, 'other wording', 'other wordings')}" if more else ""
+    )
+
+
+def paragraphs(view: View) -> list[str]:
+    """The reading of a view: what was measured, then one sentence or two a panel."""
+    return [_measured(view), *(_panel(panel, named=len(view.panels) > 1) for panel in view.panels)]
+
+
+def caption(panel: Panel) -> str:
+    """The line beside a map's title."""
+    layers, heads = panel.value.shape
+    parts = [f"{layers} × {heads}"]
+    beats = panel.beats_chance
+    if panel.null is not None:
+        parts.append(f"chance {short(panel.null.mean)}")
+    if beats is not None:
+        parts.append(f"{int(beats.sum())} of {panel.scored} beat it")
+    return " · ".join(parts)
+
+
+def _measured(view: View) -> str:
+    scores = view.scores
+    towers = _listed([f"{p.scored} {p.tower}" for p in ([view.panels[0]] if view.factors else view.panels)])
+    dead = sum(len(p.grid.dead) for p in ([view.panels[0]] if view.factors else view.panels))
+    left_out = (
+        f" {_count(dead, 'head is', 'heads are')} dead (no path to the action) and left out." if dead else ""
+    )
+    factors = f", once for each factor ({_listed(view.factors)})" if view.factors else ""
+    return f"**{scores.label}** over {towers} heads{factors}; {view.direction}.{left_out}"
+
+
+def _panel(panel: Panel, named: bool) -> str:
+    leaders = panel.leaders
+    start = f"**{panel.title.capitalize()}:** " if named else ""
+    if not leaders:
+        return f"{start}no head has a score."
+    first = leaders[0]
+    at = first.layer, first.index
+    score = short(float(panel.value[at]))
+    if panel.grid.low is None or panel.grid.high is None:
+        return f"{start}**{_name(first)}** leads with {score}. No intervals were computed: its lead is not tested."
+    interval = f"95 % {short(float(panel.grid.low[at]))} to {short(float(panel.grid.high[at]))}"
+    return (
+        f"{start}**{_name(first)}** leads with {score} ({interval}){_tie(leaders)}. {_chance(panel, first)}"
+    )
+
+
+def _tie(leaders: Sequence[Head]) -> str:
+    others = leaders[1:]
+    if not others:
+        return ", ahead of every other head by more than the intervals"
+    if len(others) <= NAMED:
+        return f", in a tie with {_listed([_name(h) for h in others])}"
+    return f", in a tie with {_listed([_name(h) for h in others[:3]])} and {len(others) - 3} more"
+
+
+def _chance(panel: Panel, first: Head) -> str:
+    beats, null = panel.beats_chance, panel.null
+    if beats is None or null is None:
+        return "What chance gives was not computed."
+    n = int(beats.sum())
+    if n == 0:
+        return f"No head beats chance ({short(null.mean)}): do not choose by these scores."
+    out = f"{n} of {panel.scored} heads beat chance ({short(null.mean)})"
+    value = float(panel.value[first.layer, first.index])
+    lucky = null.best is not None and not (
+        value > null.best if panel.scores.higher_is_better else value < null.best
+    )
+    return out + (", but the luckiest head of chance would do as well as the leader." if lucky else ".")
+
+
+def _counts(data: Mapping[str, Any]) -> dict[str, int]:
+    """Episodes and frames of demonstrations, from what a run remembers of them."""
+    found = {name: data.get(name) for name in ("episodes", "frames")}
+    sizes = {name: len(value) if isinstance(value, list) else value for name, value in found.items()}
+    return {name: value for name, value in sizes.items() if isinstance(value, int)}
+
+
+def _name(head: Head) -> str:
+    return f"L{head.layer}H{head.index}"
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]

@@ -1,0 +1,99 @@
+"""The dashboard's server: `create_app` puts the pages together, `serve` runs them on this machine.
+
+The server is Werkzeug's, threaded, on a socket that we open ourselves: a taken port is then one clear line before
+anything starts, and port 0 asks the system for a free one.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from dash import Dash
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from app import guard, shell, theme
+from app.library import Library
+from app.pages import PAGES
+from interp.errors import UsageError
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+  <head>
+    {%metas%}
+    <meta name="color-scheme" content="light dark">
+    <title>{%title%}</title>
+    {%favicon%}
+    <style>VARIABLES</style>
+    {%css%}
+    <script>
+      // the scheme before the first paint: no white flash in the dark
+      const asked = localStorage.getItem("mantine-color-scheme-value");
+      const dark = asked === "dark" || (asked !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
+      document.documentElement.dataset.mantineColorScheme = dark ? "dark" : "light";
+    </script>
+  </head>
+  <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
+</html>"""
+
+
+def create_app(runs_dir: str | Path, *, hosts: Iterable[str] = ()) -> Dash:
+    """The dashboard over the runs in `runs_dir`, or over the one run that it is.
+
+    `hosts`: names under which this machine may be asked for, besides the loopback ones. A WSGI server can run
+    `create_app(...).server`.
+    """
+    library = Library(runs_dir)
+    css = theme.css_variables()
+    app = Dash(
+        "app",
+        title="robosteer",
+        update_title="",
+        suppress_callback_exceptions=True,  # pages come and go
+        index_string=PAGE.replace("VARIABLES", css),
+        meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
+    )
+    app.layout = lambda: shell.layout(library, PAGES)
+    shell.connect(app, library, PAGES)
+    for page in PAGES:
+        page.connect(app, library)
+    guard.install(app.server, (page.path for page in PAGES), hosts, css)
+    return app
+
+
+def listen(app: Dash, host: str = "127.0.0.1", port: int = 8050) -> BaseWSGIServer:
+    """A server bound to its port, not yet serving; `port` 0 takes a free one (read it from `port`)."""
+    if not 0 <= port <= 65535:
+        raise UsageError(f"port {port}: use a port from 1 to 65535")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        bound = socket.create_server((host, port), family=family)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"port {port} on {host} is taken: stop what listens there, or choose another port"
+            ) from None
+        if error.errno == errno.EACCES:
+            raise UsageError(
+                f"port {port} needs more rights than this user has: choose one above 1023"
+            ) from None
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    with bound:  # the server duplicates the file descriptor
+        return make_server(host, bound.getsockname()[1], app.server, threaded=True, fd=bound.fileno())
+
+
+def serve(runs_dir: str | Path, host: str = "127.0.0.1", port: int = 8050) -> None:
+    """Serve until interrupted; prints the address once the port is ours."""
+    server = listen(create_app(runs_dir, hosts=[host]), host, port)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request hides what matters
+    shown = f"[{host}]" if ":" in host else host
+    print(f"robosteer app: http://{shown}:{server.port}/  (Ctrl-C ends it)", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()

@@ -1,0 +1,218 @@
+"""The dashboard's door and its files: who is answered, what is found, what is written, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from app_kit import POLICY, make_result, make_run, make_scores
+from flask.testing import FlaskClient
+
+from app import create_app, listen
+from app.library import Library, scores_of
+from app.outcomes import grouped, reading, results_of, table
+from app.selections import save, saved_sets
+from interp.errors import UsageError
+from interp.runs import Run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = make_run(tmp_path / "runs" / "first")
+    run.save_scores(make_scores())
+    return run
+
+
+@pytest.fixture
+def client(run: Run) -> Iterator[FlaskClient]:
+    with create_app(run.path.parent).server.test_client() as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/", 200), ("/compare", 200), ("/nothing", 404), ("/compare/x", 404), ("/assets/none.js", 404)],
+)
+def test_only_pages_that_exist_are_found(client: FlaskClient, path: str, status: int) -> None:
+    assert client.get(path).status_code == status
+
+
+@pytest.mark.parametrize(
+    "path", ["/assets/../server.py", "/assets/..%2fserver.py", "/..%2f..%2fetc/passwd", "/first/run.json"]
+)
+def test_no_path_leads_to_other_files(client: FlaskClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8050", 200),
+        ("localhost", 200),
+        ("[::1]:8050", 200),
+        ("evil.example", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("evil.example:8050", 400),
+        ("[", 400),
+    ],
+)
+def test_only_this_machines_names_are_answered(client: FlaskClient, host: str, status: int) -> None:
+    assert client.get("/", headers={"Host": host}).status_code == status
+    assert client.get("/_dash-layout", headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "refused"),
+    [
+        ({}, False),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, True),
+        ({"Sec-Fetch-Site": "same-site"}, True),
+        ({"Origin": "http://evil.example"}, True),
+        ({"Origin": "null"}, True),
+    ],
+)
+def test_posts_from_other_sites_are_refused(
+    client: FlaskClient, headers: dict[str, str], refused: bool
+) -> None:
+    answer = client.post("/_dash-update-component", json={}, headers={"Host": "localhost", **headers})
+    assert (answer.status_code == 403) == refused
+
+
+def test_the_page_may_reach_nothing_but_this_server(client: FlaskClient) -> None:
+    policy = client.get("/").headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy
+    assert "http" not in policy
+    assert "http" not in client.get("/_dash-layout").text.replace("http://www.w3.org", "")
+
+
+def test_a_taken_port_is_one_line(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port} on 127.0.0.1 is taken"):
+            listen(create_app(run.path.parent), port=port)
+    with pytest.raises(UsageError, match="70000"):
+        listen(create_app(run.path.parent), port=70000)
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no folder .*nowhere"):
+        create_app(tmp_path / "nowhere")
+
+
+def test_a_run_may_be_given_itself(run: Run) -> None:
+    assert list(Library(run.path).paths) == ["first"]
+    assert Library(run.path).open("first").policy == POLICY
+
+
+def test_a_broken_run_is_listed_with_what_is_wrong_and_the_rest_works(run: Run) -> None:
+    no_spec = '{"schema": 1, "policy": {"fingerprint": "x"}, "data": {"fingerprint": "y"}}'
+    for name, text in {"cut": '{"schema": 1, "po', "old": '{"schema": 0}', "bare": no_spec}.items():
+        path = run.path.parent / name / "run.json"
+        path.parent.mkdir()
+        path.write_text(text)
+    entries = {entry.name: entry for entry in Library(run.path.parent).entries()}
+    assert set(entries) == {"first", "cut", "old", "bare"}
+    assert entries["first"].run is not None
+    for name in ("cut", "old", "bare"):
+        assert entries[name].run is None
+        assert entries[name].problem
+
+
+@pytest.mark.parametrize("name", ["..", "../first", "first/../first", "/etc", "", "first\x00"])
+def test_names_are_looked_up_not_joined(run: Run, name: str) -> None:
+    with pytest.raises(UsageError, match="unknown run"):
+        Library(run.path.parent).entry(name)
+
+
+def test_a_half_written_score_file_does_not_hide_the_others(run: Run) -> None:
+    (run.path / "scores" / "half.json").write_text('{"schema": 1, "method"')
+    (run.path / "scores" / "odd.json").write_text(
+        '{"schema": 1, "towers": {"expert": {"value": [[1], [2, 3]]}}}'
+    )
+    scores, problems = scores_of(run)
+    assert list(scores) == ["knn"]
+    assert ["half.json" in line or "odd.json" in line for line in problems] == [True, True]
+
+
+def test_scores_that_are_written_again_are_read_again(run: Run) -> None:
+    assert scores_of(run)[0]["knn"].label == "k-NN regression"
+    run.save_scores(make_scores(label="second time"))
+    assert scores_of(run)[0]["knn"].label == "second time"
+
+
+def test_saving_never_replaces_what_the_person_has_not_seen(run: Run) -> None:
+    path = save(run, "mine", ["expert.L3H2"], "knn")
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="mine"):
+        save(run, "mine", ["expert.L0H0"], "knn")
+    assert path.read_bytes() == before
+    save(run, "mine", ["expert.L0H0"], "knn", replace=["mine"])
+    assert saved_sets(run) == ({"mine": ["expert.L0H0"]}, [])
+
+
+@pytest.mark.parametrize("name", ["../escape", "a/b", ".hidden", "", "x" * 101, "a\nb"])
+def test_a_set_is_saved_in_its_folder_or_not_at_all(run: Run, name: str) -> None:
+    with pytest.raises(UsageError):
+        save(run, name, ["expert.L3H2"], "knn")
+    assert not (run.path / "selections").exists()
+
+
+@pytest.mark.parametrize(
+    ("heads", "says"),
+    [
+        ([], "no heads"),
+        (["vlm.L3H0"], "dead"),
+        (["expert.L9H0"], "layers"),
+        (["nowhere.L0H0"], "tower"),
+        (["x"], "head"),
+    ],
+)
+def test_heads_that_cannot_be_trained_are_refused_by_the_server_too(
+    run: Run, heads: list[str], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        save(run, "mine", heads, "knn")
+    assert not (run.path / "selections").exists()
+
+
+def test_a_set_of_another_policy_is_named_not_loaded(run: Run) -> None:
+    save(run, "mine", ["expert.L3H2", "vlm.L0H0"], "knn")
+    record = json.loads((run.path / "selections" / "mine.json").read_text())
+    assert "trainable_head_indices" not in record  # bare pairs cannot say which tower
+    run.save_selection("theirs", {**record, "policy": "pi0-ffffffff"})
+    sets, problems = saved_sets(run)
+    assert list(sets) == ["mine"]
+    assert "pi0-ffffffff" in problems[0]
+    assert POLICY in problems[0]
+
+
+def test_comparison_lists_the_baseline_first_and_says_what_is_not_sure(run: Run) -> None:
+    base = make_result("base", [True] * 30 + [False] * 70)
+    run.save_result("lora", make_result("lora", [True] * 33 + [False] * 67, base).to_json())
+    run.save_result("aligned", make_result("aligned", [True] * 70 + [False] * 30, base).to_json())
+    run.save_result("base", base.to_json())
+    results, problems = results_of(run)
+    assert not problems
+    groups = grouped(results)
+    assert [(row.label, row.baseline) for row in groups[0].rows] == [
+        ("base", True),
+        ("aligned", False),
+        ("lora", False),
+    ]
+    assert [(r["arm"], r["successes"], r["n"]) for r in table(groups)] == [
+        ("base", 30, 100),
+        ("aligned", 70, 100),
+        ("lora", 33, 100),
+    ]
+    (line,) = reading(groups)
+    assert line.startswith("**marker-in-mug**, baseline 30 % of 100: aligned +40 points (95 % +")
+    aligned, lora = line.split("; ")
+    assert "not distinguishable" not in aligned
+    assert lora.startswith("lora +3 points")
+    assert (
+        "not distinguishable" in lora
+    )  # with 3 of 100 turned, a resample without any is no rarity: 0.97^100 = 4.8 %

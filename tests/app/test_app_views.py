@@ -1,0 +1,178 @@
+"""What the dashboard shows is what the scores say: ranks, leaders, chance, ranges, words. Computed here by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from app_kit import DATA, POLICY, TINY, make_scores
+
+from app import maps, reading, theme, views
+from interp.scores import HeadScores, Null, TowerScores
+
+
+def scores_of(
+    value: Any, low: Any = None, high: Any = None, *, higher: bool = False, **more: Any
+) -> HeadScores:
+    grids = [None if g is None else np.array(g, dtype=float) for g in (value, low, high)]
+    tower = TowerScores(*grids, more.pop("null", None), more.pop("dead", ()))  # type: ignore[arg-type]
+    text = {"method": "knn", "label": "k-NN", "units": "error", "n": {"episodes": 3}, **more}
+    return HeadScores(higher_is_better=higher, towers={"expert": tower}, policy=POLICY, data=DATA, **text)
+
+
+VALUE = [[0.5, 0.2, np.nan], [0.3, 0.9, 0.21]]
+LOW = [[0.45, 0.15, np.nan], [0.22, 0.8, 0.19]]
+HIGH = [[0.55, 0.25, np.nan], [0.38, 1.0, 0.23]]
+
+
+def panel(scores: HeadScores) -> views.Panel:
+    return views.view({"knn": scores}).panels[0]
+
+
+def test_rank_one_is_best_whatever_the_sign() -> None:
+    assert panel(scores_of(VALUE)).rank.tolist() == [[4, 1, 0], [3, 5, 2]]
+    assert panel(scores_of(VALUE, higher=True)).rank.tolist() == [[2, 5, 0], [3, 1, 4]]
+
+
+def test_leaders_are_the_heads_whose_intervals_reach_the_best_ones() -> None:
+    # best: L0H1, 0.15 to 0.25; reached by L1H2 (from 0.19) and L1H0 (from 0.22), not by L0H0 (from 0.45)
+    assert [str(h) for h in panel(scores_of(VALUE, LOW, HIGH)).leaders] == [
+        "expert.L0H1",
+        "expert.L1H2",
+        "expert.L1H0",
+    ]
+    # best: L1H1, 0.8 to 1.0; nothing else ends above 0.8
+    assert [str(h) for h in panel(scores_of(VALUE, LOW, HIGH, higher=True)).leaders] == ["expert.L1H1"]
+
+
+def test_beating_chance_takes_the_whole_interval() -> None:
+    null = Null(mean=0.5, low=0.3, high=0.7)
+    lower = panel(scores_of(VALUE, LOW, HIGH, null=null)).beats_chance
+    assert lower is not None
+    assert lower.tolist() == [[False, True, False], [False, False, True]]  # L1H0 ends at 0.38, above 0.3
+    higher = panel(scores_of(VALUE, LOW, HIGH, null=null, higher=True)).beats_chance
+    assert higher is not None
+    assert higher.tolist() == [[False, False, False], [False, True, False]]
+    assert panel(scores_of(VALUE, null=null)).beats_chance is None  # without intervals nobody knows
+
+
+def test_rows_come_best_first_and_leave_out_heads_without_score() -> None:
+    rows = views.rows(views.view({"knn": scores_of(VALUE, LOW, HIGH)}))
+    assert [row["id"] for row in rows] == [
+        "expert.L0H1",
+        "expert.L1H2",
+        "expert.L1H0",
+        "expert.L0H0",
+        "expert.L1H1",
+    ]
+    assert rows[0] == {
+        "id": "expert.L0H1",
+        "tower": "expert",
+        "layer": 0,
+        "head": 1,
+        "score": 0.2,
+        "low": 0.15,
+        "high": 0.25,
+        "rank": 1,
+    }
+
+
+def test_factors_share_one_table_and_one_range() -> None:
+    factors = ("physical", "visual")
+    files = {f"m.{f}": scores_of(np.array(VALUE) + i, method="m", factor=f) for i, f in enumerate(factors)}
+    groups = views.methods({**files, "knn": scores_of(VALUE)})
+    assert {name: set(group) for name, group in groups.items()} == {
+        "knn": {"knn"},
+        "m": {"m.visual", "m.physical"},
+    }
+    view = views.view(groups["m"])
+    assert view.factors == ("visual", "physical")  # the order in which the field says them
+    assert view.range == pytest.approx((0.2, 1.9))
+    first = views.rows(view, "visual")[0]
+    assert (first["score"], first["score_visual"], first["score_physical"]) == pytest.approx((1.2, 1.2, 0.2))
+
+
+def test_wishes_of_a_url_that_cannot_be_met_fall_back() -> None:
+    group = {"knn": make_scores()}
+    assert views.view(group, "nonsense").tower == "all"
+    assert [p.tower for p in views.view(group, "expert").panels] == ["expert"]
+    assert [p.tower for p in views.view(group).panels] == list(TINY)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.41, 0.98), (0, 1), (-3e-5, 2e-5), (17.2, 912.0)])
+def test_ticks_are_round_inside_and_few(low: float, high: float) -> None:
+    ticks = views.ticks(low, high)
+    assert 3 <= len(ticks) <= 8
+    assert low <= min(ticks)
+    assert max(ticks) <= high
+    steps = np.diff(ticks)
+    assert np.allclose(steps, steps[0])
+    digit = f"{steps[0]:e}"[0:4]
+    assert digit in ("1.00", "2.00", "5.00")
+
+
+def test_reading_says_how_sure() -> None:
+    null = Null(mean=0.5, low=0.3, high=0.7, best=0.28)
+    sure = reading.paragraphs(views.view({"knn": scores_of(VALUE, LOW, HIGH, null=null)}))
+    assert sure[0] == "**k-NN** over 5 expert heads; lower is better."
+    assert sure[1] == (
+        "**L0H1** leads with 0.2 (95 % 0.15 to 0.25), in a tie with L1H2 and L1H0. "
+        "2 of 5 heads beat chance (0.5)."
+    )
+    lucky = Null(mean=0.5, low=0.3, high=0.7, best=0.1)
+    assert "luckiest" in reading.paragraphs(views.view({"knn": scores_of(VALUE, LOW, HIGH, null=lucky)}))[1]
+    hopeless = Null(mean=0.1, low=0.0, high=0.2)
+    assert (
+        "do not choose"
+        in reading.paragraphs(views.view({"knn": scores_of(VALUE, LOW, HIGH, null=hopeless)}))[1]
+    )
+    assert "not tested" in reading.paragraphs(views.view({"knn": scores_of(VALUE)}))[1]
+
+
+def test_maps_are_valid_figures_with_the_traces_that_the_browser_counts_on() -> None:
+    view = views.view({"knn": make_scores()})
+    vlm = next(p for p in view.panels if p.tower == "vlm")
+    for scheme in theme.SCHEMES:
+        figure = maps.head_map(vlm, view, scheme)
+        assert len(figure["data"]) == len(maps.TRACES)
+        go.Figure(figure)  # Plotly refuses unknown properties and values
+    traces = dict(zip(maps.TRACES, figure["data"], strict=True))
+    assert traces["cells"]["z"][3] == [None] * 4  # dead: no colour, hatched, not selectable by box
+    assert sorted(zip(traces["dead"]["y"], traces["dead"]["x"], strict=True)) == [(3, h) for h in range(4)]
+    assert traces["hatch"]["x"]
+    assert maps.map_frame(vlm).box == (
+        -0.5,
+        -0.5,
+        3.5,
+        3.5,
+    )  # the selection is drawn in the axes' own coordinates
+    go.Figure(maps.ranked(view.panels, "dark"))
+    for panel in view.panels:  # one scale for all maps of a view
+        axis = maps.head_map(panel, view, "light")["layout"]["coloraxis"]
+        assert (axis["cmin"], axis["cmax"]) == view.range
+
+
+def test_text_can_be_read_and_scales_rise_in_both_schemes() -> None:
+    for scheme in theme.SCHEMES.values():
+        for colour in (scheme.text, scheme.muted, scheme.accent, scheme.good, scheme.bad):
+            assert contrast(colour, scheme.surface) >= 4.5, colour  # WCAG AA
+        assert contrast(scheme.selected, scheme.surface) >= 3
+        light = [luminance(colour) for colour in scheme.worst_to_best]
+        steps = np.diff(light)
+        assert (steps > 0).all() or (
+            steps < 0
+        ).all()  # lightness alone orders the scale: any colour vision reads it
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, WCAG 2.1."""
+    channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
