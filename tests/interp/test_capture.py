@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_policy
 from lerobot_writer import random_episodes, write_dataset
 from PIL import Image
+from random_policy import build_policy
 
 import interp.capture
 from interp.capture import BLOCK, capture

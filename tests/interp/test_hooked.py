@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_policy, random_observations
 from einops import rearrange, repeat
 from nnsight import NNsight
+from random_policy import build_policy, random_observations
 from torch import Tensor
 
 from interp.errors import UsageError

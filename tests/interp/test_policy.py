@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CAMERAS, IMAGE_SIZE, STATE_DIM, build_policy, random_observations
 from einops import rearrange
+from random_policy import CAMERAS, IMAGE_SIZE, STATE_DIM, build_policy, random_observations
 from safetensors.torch import load_file, save_file
 
 from interp.errors import UsageError

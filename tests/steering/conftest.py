@@ -1,17 +1,12 @@
 """Demonstrations for the random policy of tests/conftest.py, and head scores for it."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from lerobot_writer import random_episodes, write_dataset
 
 from interp.demos import Demonstrations
 from interp.policies import Policy
 from interp.scores import HeadScores, TowerScores
-
-sys.path.append(str(Path(__file__).parents[1] / "interp"))  # its dataset writer serves here too
-from lerobot_writer import random_episodes, write_dataset
 
 
 @pytest.fixture(scope="session")
