@@ -117,11 +117,13 @@ def evaluate(
     job = Job(str(policy), task, env, dict(env_options or {}), variation, execute)
     started = time.perf_counter()
     episodes: dict[int, Episode] = {}
-    with _Workers(job, min(workers, n)) as pool, Progress(n, task, show=progress, directory=directory) as bar:
-        for episode in pool.run(range(seed0, seed0 + n)):
-            episodes[episode.seed] = episode
-            successes = sum(e.success for e in episodes.values())
-            bar.update(len(episodes), success=successes / len(episodes))
+    with _Workers(job, min(workers, n)) as pool:
+        pool.wait_until_loaded()  # bad input is told before a bar is drawn
+        with Progress(n, task, show=progress, directory=directory) as bar:
+            for episode in pool.run(range(seed0, seed0 + n)):
+                episodes[episode.seed] = episode
+                successes = sum(e.success for e in episodes.values())
+                bar.update(len(episodes), success=successes / len(episodes))
     return Evaluation(
         task=task,
         policy=pool.fingerprint,
@@ -199,21 +201,30 @@ class _Workers:
         for process in self._processes.values():
             process.join()
 
+    def wait_until_loaded(self) -> None:
+        """Until every worker holds policy and environment; raises what one of them found wrong."""
+        for connection in self._processes:
+            self._receive(connection, None)
+
     def run(self, seeds: range) -> Iterator[Episode]:
         """Yield episodes as they finish."""
         waiting, working = deque(seeds), dict[Connection, int]()
-        remaining = len(waiting)
-        while remaining:
-            for ready in wait(list(self._processes)):
-                assert isinstance(ready, Connection)
-                message = self._receive(ready, working.pop(ready, None))
-                if isinstance(message, Episode):
-                    remaining -= 1
-                    yield message
-                if waiting:
-                    working[ready] = waiting.popleft()
-                    with suppress(BrokenPipeError):  # dead: the next wait says so
-                        ready.send(working[ready])
+
+        def feed(idle: Connection) -> None:
+            if waiting:
+                working[idle] = waiting.popleft()
+                with suppress(BrokenPipeError):  # dead: the next wait says so
+                    idle.send(working[idle])
+
+        for connection in self._processes:
+            feed(connection)
+        for _ in seeds:
+            (ready, *_) = wait(list(working))
+            assert isinstance(ready, Connection)
+            episode = self._receive(ready, working.pop(ready))
+            assert isinstance(episode, Episode)
+            yield episode
+            feed(ready)
 
     def _receive(self, connection: Connection, seed: int | None) -> object:
         process = self._processes[connection]
@@ -246,6 +257,10 @@ def _work(connection: Connection, job: Job) -> None:
         execute = policy.spec.execute if job.execute is None else job.execute
         if not 1 <= execute <= policy.spec.horizon:
             raise UsageError(f"execute = {execute}: the policy's chunks hold {policy.spec.horizon} actions")
+        if job.variation:
+            env.reset(
+                seed=0, options={"variation": dict(job.variation)}
+            )  # a bad one is told before any episode
         connection.send(("ready", (policy.fingerprint, execute)))
         while True:
             seed = connection.recv()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from app_kit import DATA, POLICY, TINY, make_scores
+from app_kit import DATA, POLICY, TINY, make_run, make_scores
 
 from app import maps, reading, theme, views
+from interp.runs import Run
 from interp.scores import HeadScores, Null, TowerScores
 
 
@@ -129,6 +131,27 @@ def test_reading_says_how_sure() -> None:
         in reading.paragraphs(views.view({"knn": scores_of(VALUE, LOW, HIGH, null=hopeless)}))[1]
     )
     assert "not tested" in reading.paragraphs(views.view({"knn": scores_of(VALUE)}))[1]
+
+
+def test_reading_names_a_few_of_a_large_tie() -> None:
+    value = [[0.1, 0.11, 0.12, 0.13, 0.14, 0.15, 0.16, 0.17]]
+    wide = scores_of(value, np.array(value) - 0.1, np.array(value) + 0.1)
+    text = reading.paragraphs(views.view({"knn": wide}))[1]
+    assert "in a tie with L0H1, L0H2, L0H3 and 4 more." in text
+
+
+def test_a_run_is_named_after_its_task_or_its_instructions(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "first")
+    assert reading.title(run) == "marker-in-mug"
+    data = {
+        "fingerprint": DATA,
+        "tasks": ["pick the cube", "take the cube"],
+        "frames": 30,
+        "episodes": [{}, {}],
+    }
+    other = Run(run.path, {**run.info, "data": data})
+    assert reading.title(other) == "“pick the cube” and 1 more"
+    assert reading.facts(other) == ["policy tiny-pi0", f"fingerprint {POLICY}", "2 episodes, 30 frames"]
 
 
 def test_maps_are_valid_figures_with_the_traces_that_the_browser_counts_on() -> None:
