@@ -6,6 +6,12 @@ policies     one file a VLA family; the Protocol that the rest of the toolkit sp
 hooked       HookedVLA: TransformerLens hook points around any policy
 demos        demonstrations (LeRobotDataset v3) as observations and actions
 capture      z of every head at chosen tokens, streamed to disk, resumable
+sweep        many edits of z as rows of one batch: the engine under ablation and patching
+ablation     what the policy loses without a head
+patching     which heads carry the difference between two observations
+attribution  the same from a gradient; what a head itself writes into the action
+mass         where heads look, span by span
+view         one tower as TransformerLens sees a model
 knn          which heads know the demonstrated action
 scores       HeadScores, the one result type of every method
 runs         all of it as plain files in a directory

@@ -32,6 +32,7 @@ from transformer_lens.hook_points import HookPoint
 from interp.errors import UsageError, unknown
 from interp.policies.protocol import Batch, Observation, Policy, Prefix
 from interp.sites import StepCounter, layer_of, sites, tapped
+from interp.view import TowerView
 
 Names = str | Sequence[str] | Callable[[str], bool]
 HookFunction = Callable[..., Tensor | None]
@@ -143,6 +144,24 @@ class HookedVLA(HookedRootModule):
         return output, ActivationCache(cache, self)
 
     # run_with_hooks is TransformerLens's own: it goes through `hooks` above.
+
+    # ---- the same policy through other libraries
+
+    def view(self, tower: str) -> TowerView:
+        """One tower as TransformerLens sees a model: its `patching` functions run on it unchanged (view.py)."""
+        return TowerView(self, tower)
+
+    def nnsight(self) -> Any:
+        """An nnsight envoy of the policy's own module, to trace and edit whatever has no hook point.
+
+            with traced.trace(state=..., noise=x, timestep=time, **rest of batch):
+                z = traced.model.dit.layers[3].self_attn.o_proj.input.save()
+
+        A trace is one velocity; the loop over flow steps is yours.
+        """
+        from nnsight import NNsight  # takes seconds to import; only this needs it
+
+        return NNsight(self.policy.module)
 
     # ---- names
 
