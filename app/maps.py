@@ -6,7 +6,7 @@ colours when the scheme changes, without asking for a new figure.
 
 The selection is not in the figure: the browser draws it on a layer above, in the figure's own coordinates
 (assets/maps.js). Plotly redraws all of a figure for one outline, 1024 heads in a second; the layer takes a millisecond.
-The layer fits because the axes' ranges and the margins are fixed here (`frame`).
+The layer fits because the axes' ranges and the margins are fixed here (`map_frame`, `ranked_frame`).
 """
 
 from __future__ import annotations

@@ -47,10 +47,7 @@ def title(run: Run) -> str:
     instructions = data.get("tasks") or []
     if not instructions:
         return run.name
-    more = len(instructions) - 1
-    return f"“{instructions[0]}”" + (
-        f" and {_count(more, 'other wording', 'other wordings')}" if more else ""
-    )
+    return f"“{instructions[0]}”" + (f" and {len(instructions) - 1} more" if len(instructions) > 1 else "")
 
 
 def paragraphs(view: View) -> list[str]:
@@ -103,7 +100,7 @@ def _tie(leaders: Sequence[Head]) -> str:
         return ", ahead of every other head by more than the intervals"
     if len(others) <= NAMED:
         return f", in a tie with {_listed([_name(h) for h in others])}"
-    return f", in a tie with {_listed([_name(h) for h in others[:3]])} and {len(others) - 3} more"
+    return f", in a tie with {_listed([*(_name(h) for h in others[:3]), f'{len(others) - 3} more'])}"
 
 
 def _chance(panel: Panel, first: Head) -> str:

@@ -53,6 +53,14 @@
     }
   };
 
+  /* On a touch screen a drag scrolls the page; a tap still chooses. */
+  const letScroll = (left) => {
+    if (!window.matchMedia('(pointer: coarse)').matches || !left) return;
+    const plots = [...document.querySelectorAll('.rs-map, .rs-ranked-plot')].map(plotIn);
+    if (!plots.every((plot) => plot && plot._fullLayout)) setTimeout(letScroll, 100, left - 1);
+    else plots.filter((plot) => plot._fullLayout.dragmode).forEach((plot) => Plotly.relayout(plot, { dragmode: false }));
+  };
+
   /* ---- which heads a box or a lasso holds: those whose centre is inside ---- */
 
   const inside = (area) => {
@@ -69,48 +77,46 @@
     };
   };
 
-  const drawn = (area) => area && (area.range || area.lassoPoints);
+  /* ---- gestures: heard from Plotly itself; through Dash's properties, two quick clicks would be one ---- */
 
-  /* The box has done its work; Plotly would keep it on the screen. */
-  const wipe = (plot) => plot && setTimeout(() => document.contains(plot) && Plotly.relayout(plot, { selections: [] }), 0);
+  const clicked = (frame, points) => {
+    const { tower } = frame.dataset;
+    const cell = points.find((p) => p.curveNumber === TRACE.cells && typeof p.z === 'number');
+    const named = points.map((p) => p.customdata).find((id) => typeof id === 'string'); // of the ranked scores
+    const head = tower ? cell && rs.headId(tower, cell.y, cell.x) : named;
+    if (head) rs.dispatch({ type: 'toggle', heads: [head] });
+  };
+
+  const circled = (frame, plot, area) => {
+    if (!area || !(area.range || area.lassoPoints)) return;
+    const holds = inside(area), heads = [], { tower } = frame.dataset;
+    if (tower)
+      plot.data[TRACE.cells].z.forEach((row, layer) => row.forEach((z, head) => {
+        if (z !== null && holds(head, layer)) heads.push(rs.headId(tower, layer, head));
+      }));
+    else heads.push(...shown.rows.filter((row) => holds(row.rank, row.score)).map((row) => row.id));
+    rs.dispatch({ type: 'box', heads });
+    // the box has done its work; Plotly would keep it on the screen
+    setTimeout(() => document.contains(plot) && Plotly.relayout(plot, { selections: [] }), 0);
+  };
+
+  document.addEventListener('pointerover', (e) => {
+    const frame = e.target.closest && e.target.closest('.rs-map, .rs-ranked-plot'), plot = plotIn(frame);
+    if (!plot || !plot.on || plot.rsHeard) return;
+    plot.rsHeard = true;
+    plot.on('plotly_click', (data) => clicked(frame, data.points));
+    plot.on('plotly_selected', (area) => circled(frame, plot, area));
+  }, true);
 
   Object.assign(window.dash_clientside.robosteer, {
-    gesture(clicks, areas, ids) {
-      ids.forEach((id, i) => {
-        const plot = plotIn(frameOf(id.panel));
-        if (clicks[i]) {
-          const cells = clicks[i].points.filter((p) => p.curveNumber === TRACE.cells && p.z !== null);
-          if (cells.length) rs.dispatch({ type: 'toggle', heads: [rs.headId(id.tower, cells[0].y, cells[0].x)] });
-        } else if (drawn(areas[i])) {
-          const holds = inside(areas[i]), heads = [];
-          plot.data[TRACE.cells].z.forEach((row, layer) => row.forEach((z, head) => {
-            if (z !== null && holds(head, layer)) heads.push(rs.headId(id.tower, layer, head));
-          }));
-          rs.dispatch({ type: 'box', heads });
-          wipe(plot);
-        }
-      });
-      const nothing = ids.map(() => null); // so that the same gesture counts again
-      return [nothing, nothing];
-    },
-
-    gestureRanked(click, area, rows) {
-      const clicked = click && click.points.map((p) => p.customdata).find((id) => typeof id === 'string');
-      if (clicked) rs.dispatch({ type: 'toggle', heads: [clicked] });
-      else if (drawn(area)) {
-        const holds = inside(area);
-        rs.dispatch({ type: 'box', heads: rows.filter((row) => holds(row.rank, row.score)).map((row) => row.id) });
-        wipe(plotIn(document.getElementById('ranked')));
-      }
-      return [null, null];
-    },
-
     /* The frames of a view that has just arrived may not be in the document yet: then a moment later. */
-    paint(state, cursor, rows, ids) {
+    paint(state, cursor, rows, ids, meta) {
+      if (state && state.run !== meta.run) throw dash_clientside.PreventUpdate; // this page is about to go
       shown = { heads: state ? state.heads : [], cursor, rows: rows || [] };
       const ready = () => ids.every((id) => frameOf(id.panel)) && document.querySelector('.rs-ranked-plot .rs-layer');
       const attempt = (left) => (ready() || !left ? paint() : requestAnimationFrame(() => attempt(left - 1)));
       attempt(60);
+      letScroll(50);
       return shown.heads.length;
     },
 

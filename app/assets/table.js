@@ -51,7 +51,8 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
 
   Object.assign(window.dash_clientside.robosteer, {
     /* The selection as the table, the counter and the chips show it. */
-    mirror(state, rows) {
+    mirror(state, rows, meta) {
+      if (state && state.run !== meta.run) throw dash_clientside.PreventUpdate; // this page is about to go
       const heads = state ? state.heads : [], n = heads.length;
       if (state && state.last && window.dash_ag_grid) setTimeout(reveal, 0, state.last);
       const shown = new Set((rows || []).map((row) => row.id));

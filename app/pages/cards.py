@@ -82,7 +82,7 @@ def head_map(panel: Panel, view: View, scheme: str) -> Component:
     share = {
         "--rs-share": str(heads),
         "--rs-narrowest": f"{margin + max(186, heads * 10)}px",
-        "--rs-widest": f"{margin + heads * 72}px",
+        "--rs-widest": f"{margin + heads * 96}px",
     }
     return html.Div([title, frame], className="rs-panel", style=share)
 

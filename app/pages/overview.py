@@ -51,9 +51,7 @@ def body(screen: Screen) -> Component:
             dcc.Store(id="meta", data=drawn["meta"]),
             dcc.Store(id="saved", data=saved),
             dcc.Store(id="cursor"),
-            dcc.Store(
-                id="painted"
-            ),  # what the layers show; a callback without an output on the page would run on all
+            dcc.Store(id="painted"),  # `paint` needs an output on this page, or it would run on every page
             dcc.Download(id="download"),
             html.Div(id="cursor-says", className="rs-hidden", **widgets.attributes(aria_live="polite")),
         ]
@@ -176,30 +174,13 @@ def _connect_browser(app: Dash) -> None:
         **late,
     )
     browser(
-        "gesture",
-        Output(MAPS, "clickData"),
-        Output(MAPS, "selectedData"),
-        Input(MAPS, "clickData"),
-        Input(MAPS, "selectedData"),
-        State(MAPS, "id"),
-        **late,
-    )
-    browser(
-        "gestureRanked",
-        Output("ranked", "clickData"),
-        Output("ranked", "selectedData"),
-        Input("ranked", "clickData"),
-        Input("ranked", "selectedData"),
-        State("heads", "rowData"),
-        **late,
-    )
-    browser(
         "paint",
         Output("painted", "data"),
         Input("selection", "data"),
         Input("cursor", "data"),
         Input("heads", "rowData"),
         Input(MAPS, "id"),
+        State("meta", "data"),
     )
     dress = (Input("scheme", "data"), State("themes", "data"))
     browser("dressMaps", Output(MAPS, "figure"), *dress, State(MAPS, "id"), **late)
@@ -224,6 +205,7 @@ def _connect_browser(app: Dash) -> None:
         Output("take", "disabled"),
         Input("selection", "data"),
         Input("heads", "rowData"),
+        State("meta", "data"),
     )
     browser("best", Input("best", "n_clicks"), State("best-k", "value"), State("heads", "rowData"), **late)
     browser("clear", Input("clear", "n_clicks"), **late)
