@@ -142,7 +142,8 @@ def test_demonstrations_without_a_needed_camera_are_refused(tmp_path):
 def test_a_missing_gl_library_is_named(tmp_path):
     """As on a machine whose loader finds no OSMesa."""
     code = "import ctypes.util, sys; ctypes.util.find_library = lambda name: None; import robosteer; "
-    code += f"sys.exit(robosteer.main(['record', '--task', 'pick', '--workers', '1', '--demos', {str(tmp_path / 'd')!r}]))"
+    words = ["record", "--task", "pick", "--workers", "1", "--demos", str(tmp_path / "d")]
+    code += f"sys.exit(robosteer.main({words!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert "libosmesa6" in done.stderr.splitlines()[-1]
