@@ -1,7 +1,7 @@
 """What tiny-pi0 can do before any finetuning, and whether it uses its inputs: `python benchmarks/tiny_pi0.py`.
 
-100 held-out rollouts a task, the same seeds with the instruction emptied and with the images blanked. Writes
-benchmarks/results/tiny_pi0.json and prints the table.
+100 held-out rollouts a pretraining task and the unseen one, the same seeds with the instruction emptied and with the
+images blanked. The targets are the base arm of adaptation.py. Writes benchmarks/results/tiny_pi0.json, prints a table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from interp.runs import read_json, write_json
 from steering.rollouts import evaluate
-from testbed.tasks import PRETRAINING, TARGETS, UNSEEN
+from testbed.tasks import PRETRAINING, UNSEEN
 
 ROLLOUTS = 100
 CONTROLS: dict[str, dict[str, bool]] = {
@@ -37,9 +37,8 @@ def main() -> None:
     found: dict[str, Any] = {"command": "python benchmarks/tiny_pi0.py", "n": ROLLOUTS, "success": {}}
     if OUT.is_file():
         found = read_json(OUT)
-    for task in (*PRETRAINING, *TARGETS, *UNSEEN):
-        controls = CONTROLS if task in PRETRAINING else {"as is": CONTROLS["as is"]}
-        for name, options in controls.items():
+    for name, options in CONTROLS.items():
+        for task in PRETRAINING if options else (*PRETRAINING, *UNSEEN):
             cells = found["success"].setdefault(task, {})
             if name in cells:
                 continue
