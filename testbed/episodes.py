@@ -11,8 +11,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -91,15 +92,31 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def in_workers(work: Callable[[J], R], jobs: Sequence[J], workers: int) -> Iterator[R]:
-    """Results of `work` in order, computed in spawned processes (a fork after a GL context hangs the child)."""
-    if workers <= 1 or len(jobs) <= 1:
-        yield from map(work, jobs)
+class Mapper(Protocol):
+    """`map` over jobs, in the jobs' order."""
+
+    def __call__(self, work: Callable[[J], R], jobs: Sequence[J], /) -> Iterator[R]: ...
+
+
+@contextmanager
+def workers_of(workers: int) -> Iterator[Mapper]:
+    """Maps in spawned processes (a fork after a GL context hangs the child), or here for a single worker.
+
+    Processes take seconds to start: keep the mapper for all that there is to do.
+    """
+    if workers <= 1:
+        yield map
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _die_with_parent) as pool:
         try:
-            yield from pool.map(work, jobs)
+            yield lambda work, jobs: pool.map(work, jobs)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def in_workers(work: Callable[[J], R], jobs: Sequence[J], workers: int) -> Iterator[R]:
+    """Results of `work` in order, computed in spawned processes."""
+    with workers_of(workers if len(jobs) > 1 else 1) as run:
+        yield from run(work, jobs)
