@@ -1,5 +1,7 @@
 """The other half of an export: load the exported directory in a fresh process and say what it does.
 
+An adapter is put on its base there, by PEFT alone.
+
 `python -m steering.verify REQUEST REPLY` is started by steering/export.py. Nothing of the exporting process
 is left here: no module objects, no caches, no wrapped layers, only the files that a robot would get.
 Observations travel as an npz without pickle, action chunks come back the same way.
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import torch
 from jaxtyping import Float
 
@@ -45,11 +48,17 @@ def chunks_of(
     return torch.stack(chunks).cpu().float().numpy()
 
 
-def ask_fresh_process(directory: Path, observations: Sequence[Observation], seed: int) -> Answer:
-    """`chunks_of` the policy in `directory`, computed by a new Python process."""
+def ask_fresh_process(
+    directory: Path, observations: Sequence[Observation], seed: int, base: str | None = None
+) -> Answer:
+    """`chunks_of` the policy in `directory`, computed by a new Python process.
+
+    With `base` (as for `load_policy`) the directory holds an adapter for it, and the fingerprint is the base's.
+    """
     with tempfile.TemporaryDirectory(prefix="robosteer-verify-") as scratch:
         request, reply = Path(scratch, "request.npz"), Path(scratch, "reply.npz")
-        about = {"directory": str(directory.resolve()), "seed": seed, "threads": torch.get_num_threads()}
+        about: dict[str, Any] = {"seed": seed, "threads": torch.get_num_threads()}
+        about |= {"directory": str(directory.resolve()), "base": _absolute(base)}
         arrays: dict[str, Any] = {
             f"{i}/image/{camera}": image
             for i, o in enumerate(observations)
@@ -72,6 +81,11 @@ def ask_fresh_process(directory: Path, observations: Sequence[Observation], seed
             return Answer(str(arrays_back["fingerprint"]), arrays_back["chunks"])
 
 
+def _absolute(name: str | None) -> str | None:
+    """The child works in another directory."""
+    return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m steering.verify", description=__doc__)
     parser.add_argument("request", type=Path)
@@ -87,7 +101,9 @@ def main() -> None:
             }
             observations.append(Observation(images, arrays[f"{i}/state"], instruction))
     torch.set_num_threads(about["threads"])  # sums are split by thread: same number, same rounding
-    policy = load_policy(about["directory"])
+    policy = load_policy(about["base"] or about["directory"])
+    if about["base"]:
+        peft.PeftModel.from_pretrained(policy.module, about["directory"]).eval()
     chunks = chunks_of(policy, observations, about["seed"])
     np.savez(arguments.reply, fingerprint=np.array(policy.fingerprint), chunks=chunks)
 

@@ -6,7 +6,7 @@ letterboxed (aspect kept, centred, black border) and mapped to [-1, 1]; state an
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,9 @@ class Preprocessing:
     fps: float = 10
     execute: int = 1
     prompt_suffix: str = field(default="")
+    notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What else the file says, such as how the policy was pretrained: kept when it is written again, but no part of
+    what the policy is."""
 
     def __post_init__(self) -> None:
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
@@ -108,6 +111,7 @@ class Preprocessing:
             )
         norm = {name: Statistics(tuple(s["mean"]), tuple(s["std"])) for name, s in data["norm"].items()}
         optional = {name: data[name] for name in ("fps", "execute", "prompt_suffix") if name in data}
+        known = {"schema", "norm", *(each.name for each in fields(cls))}
         return cls(
             cameras=tuple(data["cameras"]),
             image_size=data["image_size"],
@@ -118,11 +122,15 @@ class Preprocessing:
             action=norm["action"],
             state_names=tuple(data.get("state_names", ())),
             action_names=tuple(data.get("action_names", ())),
+            notes={name: value for name, value in data.items() if name not in known},
             **optional,
         )
 
     def to_json(self) -> dict[str, Any]:
-        data = {name: value for name, value in asdict(self).items() if name not in ("state", "action")}
+        """Without the notes: these are what a policy's fingerprint covers."""
+        data = {
+            name: value for name, value in asdict(self).items() if name not in ("state", "action", "notes")
+        }
         norm = {"state": asdict(self.state), "action": asdict(self.action)}
         return {"schema": SCHEMA, **data, "norm": norm}
 

@@ -1,0 +1,123 @@
+"""Cards: where an exported policy comes from, as `card.json` for programs and README.md for people.
+
+The provenance of a training (its summary.json, with the JSON of its results under `results`) goes in as it
+is, but for paths of this machine, which mean nothing to whoever receives the export: of those only the last
+part is kept. Hugging Face shows the README as the model's page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from interp.scores import now
+
+CARD, README = "card.json", "README.md"
+SCHEMA = 1
+
+_MERGED = """
+from interp.policies import load_policy
+
+policy = load_policy("this/directory")
+"""
+_ADAPTER = """
+import peft
+from interp.policies import load_policy
+
+policy = load_policy("{base}")
+peft.PeftModel.from_pretrained(policy.module, "this/directory").eval()  # in place: policy acts finetuned now
+"""
+
+
+def make_card(
+    provenance: Mapping[str, Any], *, policy: str, form: str, frames: int, difference: float
+) -> dict[str, Any]:
+    """The card of a verified export: `policy` is the fingerprint of the policy that it acts as."""
+    return {
+        **_portable(provenance),
+        "schema": SCHEMA,
+        "policy": policy,
+        "form": form,
+        "verified": {"frames": frames, "largest_difference": difference},
+        "created": now(),
+    }
+
+
+def base_name(source: str) -> str:
+    """A base as others can know it: a name or hub id as it is, of a directory its last part."""
+    return Path(source).name if source.startswith(("/", "./", "../", "~")) else source
+
+
+def _portable(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    card = dict(provenance)
+    if isinstance(card.get("base"), Mapping):
+        card["base"] = {**card["base"], "source": base_name(str(card["base"].get("source", "?")))}
+    if isinstance(card.get("demonstrations"), Mapping) and "path" in card["demonstrations"]:
+        card["demonstrations"] = {**card["demonstrations"], "path": Path(card["demonstrations"]["path"]).name}
+    if card.get("results"):
+        card["results"] = [_portable_result(result) for result in card["results"]]
+    return card
+
+
+def _portable_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    settings = result.get("settings")
+    if not settings or "policy" not in settings:
+        return dict(result)
+    return {**result, "settings": {**settings, "policy": base_name(str(settings["policy"]))}}
+
+
+def readme(card: Mapping[str, Any]) -> str:
+    """The card for people."""
+    base, recipe = card.get("base") or {}, card.get("recipe") or {}
+    adapter = card.get("form") == "peft"
+    lines = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: robotics"]
+    if adapter and base.get("source"):
+        lines.append(f"base_model: {base['source']}")
+    lines += [
+        "tags: [robosteer]",
+        "---",
+        f"# {base.get('source', 'policy')}, finetuned with robosteer",
+        "",
+        f"- policy: `{card['policy']}`",
+        f"- base: `{base.get('source', '?')}` (`{base.get('fingerprint', '?')}`)",
+        f"- recipe: {recipe.get('name', '?')}, {recipe.get('steps', '?')} steps",
+        *_facts(card),
+        *_results(card.get("results") or []),
+        "",
+        "```python",
+        *(_ADAPTER if adapter else _MERGED).format(base=base.get("source", "base")).strip().splitlines(),
+        "```",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _facts(card: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if heads := card.get("heads"):
+        lines.append(f"- heads ({len(heads)}): {', '.join(heads)}")
+    if data := card.get("demonstrations"):
+        lines.append(f"- demonstrations: {len(data['episodes'])} episodes, {data['frames']} frames")
+    if parameters := card.get("trainable_parameters"):
+        counts = "; ".join(f"{group} {n:,}" for group, n in parameters.items())
+        lines.append(f"- trainable parameters: {sum(parameters.values()):,} ({counts})")
+    verified = card["verified"]
+    lines.append(
+        f"- verified: reloaded in a fresh process, actions on {verified['frames']} frames within "
+        f"{verified['largest_difference']:.1e}"
+    )
+    return lines
+
+
+def _results(results: list[Mapping[str, Any]]) -> list[str]:
+    if not results:
+        return []
+    lines = ["", "| task | suite | arm | n | success | 95 % interval |", "|---|---|---|---|---|---|"]
+    for result in results:
+        low, high = result["wilson"]
+        suite = result.get("suite") or "in-domain"
+        lines.append(
+            f"| {result['task']} | {suite} | {result['arm']} | {result['n']} | {result['success_rate']:.0%} "
+            f"| {low:.0%} to {high:.0%} |"
+        )
+    return lines
