@@ -1,0 +1,173 @@
+"""Promises of the frames and layouts: what openpi-client writes is read exactly, anything else is named in one line."""
+
+import msgpack
+import numpy as np
+import pytest
+from openpi_client import msgpack_numpy
+
+from interp.errors import UsageError
+from interp.policies import Policy
+from steering.serving.layouts import LONGEST_PROMPT, Reader
+from steering.serving.protocol import FrameError, pack, unpack
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.arange(24, dtype=np.uint8).reshape(2, 4, 3),
+        np.linspace(0, 1, 7, dtype=np.float32),
+        np.array([[True, False]]),
+        np.zeros((0, 3), np.float64),
+        np.array(3.5),
+        np.array(["pick", "up"]),
+        np.float32(0.25),
+        np.int64(-3),
+        "pick up the cube",
+        {"a": [1, 2.5, None, b"bytes"]},
+    ],
+    ids=str,
+)
+def test_both_ends_read_what_the_other_wrote(value: object) -> None:
+    """Against openpi-client's own packer."""
+    theirs = msgpack_numpy.packb({"key": value})
+    ours = pack({"key": value})
+    assert ours == theirs
+    for read in (unpack(theirs)["key"], msgpack_numpy.unpackb(ours)["key"]):
+        np.testing.assert_equal(read, value)
+        assert type(read) is type(value)
+
+
+def array(data: bytes = b"\0" * 8, dtype: object = "<f4", shape: object = (2,)) -> bytes:
+    packed = msgpack.packb({"k": {b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape}})
+    assert isinstance(packed, bytes)
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (b"", "0 bytes is not msgpack"),
+        (b"\xc1garbage", "is not msgpack"),
+        (b"\x81\xa3ab", "is not msgpack"),
+        (b"\x92" * 100_000, "is not msgpack"),
+        (msgpack.packb([1, 2]), "holds a list"),
+        (msgpack.packb(5), "holds a int"),
+        (array(dtype="|O"), "dtype |O is refused"),
+        (array(dtype="|V4"), "dtype |V4 is refused"),
+        (array(dtype="<c8", shape=(1,)), "dtype <c8 is refused"),
+        (array(dtype="i4,f4", shape=(1,)), "is refused"),
+        (array(dtype="<M8[s]", shape=(1,)), "is refused"),
+        (array(dtype="nonsense"), "needs a dtype such as"),
+        (array(dtype=7), "needs a dtype such as"),
+        (array(shape=(3,)), "needs 12 bytes, the frame has 8"),
+        (array(shape=(2**62, 2**62)), "the frame has 8"),
+        (array(shape=(-1,)), "whole numbers from 0"),
+        (array(shape=(2.0,)), "whole numbers from 0"),
+        (array(shape="ab"), "whole numbers from 0"),
+        (array(data=b"", shape=(0,) * 40), "the frame has 0"),
+        (msgpack.packb({"k": {b"__npgeneric__": True, b"data": "x", b"dtype": "<f4"}}), "is no float32"),
+        (msgpack.packb({"k": {b"__npgeneric__": True, b"data": 1, b"dtype": "|O"}}), "is refused"),
+    ],
+)
+def test_anything_else_is_refused_in_one_line(frame: bytes, message: str) -> None:
+    with pytest.raises(FrameError) as error:
+        unpack(frame)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("value", [np.array([object()]), np.array([1j]), np.zeros(1, "V4"), object()])
+def test_what_has_no_place_in_a_frame_is_not_sent(value: object) -> None:
+    with pytest.raises((FrameError, TypeError)):
+        pack({"key": value})
+
+
+# layouts
+
+
+def droid() -> dict[str, object]:
+    rng = np.random.default_rng(0)
+    return {
+        "observation/exterior_image_1_left": rng.integers(0, 256, (224, 224, 3), np.uint8),
+        "observation/wrist_image_left": rng.integers(0, 256, (224, 224, 3), np.uint8),
+        "observation/joint_position": rng.normal(size=7),
+        "observation/gripper_position": np.array([0.5]),
+        "prompt": "pick up the red cube",
+        "observation/exterior_image_2_left": None,
+    }
+
+
+def libero() -> dict[str, object]:
+    rng = np.random.default_rng(1)
+    return {
+        "observation/image": rng.integers(0, 256, (224, 224, 3), np.uint8),
+        "observation/wrist_image": rng.integers(0, 256, (224, 224, 3), np.uint8),
+        "observation/state": rng.normal(size=8),
+        "prompt": "press the button",
+    }
+
+
+def test_droid_and_libero_robots_are_understood(policy: Policy) -> None:
+    sent = droid()
+    read = Reader("droid", policy.spec)(sent)
+    assert np.array_equal(read.images["front"], sent["observation/exterior_image_1_left"])
+    assert np.array_equal(read.images["wrist"], sent["observation/wrist_image_left"])
+    joints = np.append(np.asarray(sent["observation/joint_position"]), 0.5)
+    assert np.array_equal(read.state, joints.astype(np.float32))
+    assert read.instruction == "pick up the red cube"
+
+    sent = libero()
+    read = Reader("libero", policy.spec)(sent)
+    assert np.array_equal(read.images["front"], sent["observation/image"])
+    assert np.array_equal(read.images["wrist"], sent["observation/wrist_image"])
+    assert np.allclose(read.state, np.asarray(sent["observation/state"]))
+
+
+def test_images_may_be_floats_or_channels_first_as_in_openpi(policy: Policy) -> None:
+    read, sent = Reader("libero", policy.spec), libero()
+    image = np.asarray(sent["observation/image"])
+    first = read({**sent, "observation/image": image.transpose(2, 0, 1)})
+    assert np.array_equal(first.images["front"], image)
+    floats = read({**sent, "observation/image": (image / 255).astype(np.float32)})
+    assert np.abs(floats.images["front"].astype(int) - image).max() <= 1
+    with pytest.raises(UsageError, match="floats outside 0 to 1"):
+        read({**sent, "observation/image": image.astype(np.float32)})
+
+
+def test_cameras_and_the_prompt_can_be_named(policy: Policy) -> None:
+    swapped = {"front": "observation/wrist_image", "wrist": "observation/image"}
+    sent = libero()
+    del sent["prompt"]
+    read = Reader("libero", policy.spec, cameras=swapped, prompt="press the button")(sent)
+    assert np.array_equal(read.images["front"], sent["observation/wrist_image"])
+    assert read.instruction == "press the button"
+    with pytest.raises(UsageError, match="unknown camera of the policy 'side'"):
+        Reader("libero", policy.spec, cameras={"side": "observation/image"})
+    with pytest.raises(UsageError, match=r"gives observation/image to cameras front, wrist"):
+        Reader("libero", policy.spec, cameras={"wrist": "observation/image"})
+    with pytest.raises(UsageError, match="unknown layout 'aloha': known are droid, libero, testbed"):
+        Reader("aloha", policy.spec)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observation/state": None}, "observation/state is missing: layout libero needs it"),
+        ({"observation/state": np.zeros(7)}, r"must be 8 finite numbers, not float64 \(7,\)"),
+        ({"observation/state": np.full(8, np.nan)}, "must be 8 finite numbers"),
+        ({"observation/state": "abc"}, "must be 8 finite numbers, not str"),
+        ({"observation/state": {"a": 1}}, "must be 8 finite numbers, not dict"),
+        ({"observation/image": np.zeros((8, 8), np.uint8)}, r"observation/image is uint8 \(8, 8\)"),
+        ({"observation/image": np.zeros((8, 8, 3), np.int32)}, "is int32"),
+        ({"observation/image": np.zeros((0, 8, 3), np.uint8)}, "send uint8"),
+        ({"observation/image": "cat.jpg"}, "send uint8"),
+        ({"observation/wrist_image": None}, "observation/wrist_image is missing"),
+        ({"prompt": None}, "prompt is missing: send the instruction as text"),
+        ({"prompt": 5}, "prompt is a int"),
+        ({"prompt": "x" * (LONGEST_PROMPT + 1)}, "prompt has 4097 characters: at most 4096"),
+    ],
+)
+def test_a_wrong_observation_is_named(policy: Policy, change: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Reader("libero", policy.spec)({**libero(), **change})
