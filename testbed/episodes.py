@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from testbed.expert import Expert
+from testbed.processes import leave_with_parent
 from testbed.tabletop import CAMERAS, Tabletop
 from testbed.variation import Variation
 
@@ -80,18 +80,6 @@ def play(
     )
 
 
-def _die_with_parent() -> None:
-    """A worker whose parent was killed would wait for jobs for ever, so a thread watches the parent."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 class Mapper(Protocol):
     """`map` over jobs, in the jobs' order."""
 
@@ -108,7 +96,7 @@ def workers_of(workers: int) -> Iterator[Mapper]:
         yield map
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _die_with_parent) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), leave_with_parent) as pool:
         try:
             yield lambda work, jobs: pool.map(work, jobs)
         except BaseException:

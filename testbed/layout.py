@@ -62,17 +62,29 @@ def spec_of(task: Task, variation: Variation, target: str) -> SceneSpec:
         form_of,
         variation.gripper_offset,
         task.button_stiffness,
-        task.button_radius,
+        task.shapes,
     )
 
 
-def plan_layout(task: Task, seed: int, variation: Variation, paraphrase: int | None = None) -> Layout:
-    """Draw an episode. Separate random streams keep what a variation does not speak of identical between twins."""
+def plan_layout(
+    task: Task,
+    seed: int,
+    variation: Variation,
+    paraphrase: int | None = None,
+    other_object: bool = False,
+) -> Layout:
+    """Draw an episode. Separate random streams keep what a variation does not speak of identical between twins.
+
+    With `other_object` the instruction names another object of the very same scene, and that one is judged. Only
+    pushing may draw other places, because the lane must be free for the object that is pushed.
+    """
     variation = lay_over(task.look, variation)
     place, paint, start = (np.random.default_rng([seed, stream]) for stream in range(3))
     candidates = [b for b in task.objects if kind_of(b) == task.target]
     target = candidates[int(paint.integers(len(candidates)))]
     colours = _draw_colours(task, target, variation, paint)
+    if other_object:
+        target = _another(task, target)
     spoken = colours[target]
     if paraphrase is None:
         paraphrase = int(paint.integers(len(task.instructions) - 1))
@@ -90,9 +102,23 @@ def plan_layout(task: Task, seed: int, variation: Variation, paraphrase: int | N
         position=_draw_positions(task, target, variation, place),
         yaw={b: float(start.uniform(-0.6, 0.6)) for b in task.objects},
         joints=HOME + start.uniform(-1, 1, 7) * variation.robot_start,
-        instruction=task.instructions[paraphrase].format(colour=spoken),
+        instruction=_instruct(task, paraphrase, spoken, kind_of(target)),
     )
     return with_distractors(layout)
+
+
+def _another(task: Task, target: str) -> str:
+    """The object that an instruction can name instead: of the target's kind if there is one, else one that the verb
+    can act on."""
+    buttons = task.kind == "press"
+    rest = [b for b in task.objects if b not in (target, task.goal) and (kind_of(b) == "button") == buttons]
+    rest = [b for b in rest if kind_of(b) != "bowl"]
+    return min(rest, key=lambda b: (kind_of(b) != task.target, b))
+
+
+def _instruct(task: Task, paraphrase: int, colour: str, kind: str) -> str:
+    template = task.instructions[paraphrase].replace(f"{{colour}} {task.target}", f"{{colour}} {kind}")
+    return template.format(colour=colour)
 
 
 def _draw_colours(task: Task, target: str, variation: Variation, rng: np.random.Generator) -> dict[str, str]:

@@ -7,7 +7,6 @@ The hand's nominal tool centre point is the site `tcp` (what the controller beli
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -42,7 +41,7 @@ class Shape:
 
 SHAPES = {
     "cube": Shape(0.020, 0.040, False, 0.05),
-    "marker": Shape(0.016, 0.045, True, 0.05),
+    "marker": Shape(0.018, 0.045, False, 0.05),
     "cup": Shape(0.030, 0.060, True, 0.06, friction=0.5),
     "mug": Shape(0.033, 0.070, True, 0.25),
     "button": Shape(0.026, 0.018, True, 0.02),
@@ -64,12 +63,11 @@ class SceneSpec:
     """(body, form) of bodies that are not of standard form."""
     gripper_offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
     button_stiffness: float = 120.0
-    button_radius: float = SHAPES["button"].half_width
+    shapes: tuple[tuple[str, Shape], ...] = ()
+    """(kind, shape) of kinds that are not as in `SHAPES`."""
 
     def shape(self, body: str) -> Shape:
-        shape = SHAPES[kind_of(body)]
-        if kind_of(body) == "button":
-            shape = dataclasses.replace(shape, half_width=self.button_radius)
+        shape = dict(self.shapes).get(kind_of(body), SHAPES[kind_of(body)])
         return shape.formed(dict(self.form_of).get(body, "standard"))
 
 

@@ -37,7 +37,11 @@ ACTION_NAMES = ("dx", "dy", "dz", "drotation_x", "drotation_y", "drotation_z", "
 MAX_STEP, MAX_TURN = 0.04, 0.2
 POINTING_DOWN = np.diag([1.0, -1.0, -1.0])
 KEPT_WORLDS = 24
+RENDER_SIZE = 256
+RESET_OPTIONS = ("task", "variation", "instruction", "paraphrase", "other_object")
 LIFT_HEIGHT = 0.08
+GRASPED_RISE, MOVED, TOUCHED_DEPTH = 0.02, 0.01, 0.002
+"""From when on, in metres, an object counts as grasped, as moved, and a button as touched: for reasons of failure."""
 OPEN_FINGER, CLOSED_FINGER = 0.03, 0.012
 
 
@@ -63,8 +67,10 @@ def rotation_matrix(vector: Float[np.ndarray, 3]) -> Float[np.ndarray, "3 3"]:
 class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
     """A Franka Panda at a table. See the module's docstring for units, and `Variation` for what may differ.
 
-    `reset(seed=..., options={"task": name, "variation": {...}, "instruction": text, "paraphrase": i})`: the episode is
-    a function of these alone. `info` carries `success`, `failure` (None or the reason) and, at reset, the `layout`.
+    `reset(seed=..., options={"task": name, "variation": {...}, "instruction": text, "paraphrase": i, "other_object":
+    True})`: the episode is a function of these alone (`other_object` names and judges another object of the scene).
+    `info` carries `success`, `failure` (None or the reason, also of an episode that runs out of time) and, at reset,
+    the `layout`.
     `blind` shows grey images and `mute` an empty instruction: controls for whether a policy uses its inputs.
     """
 
@@ -106,14 +112,18 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
         options = options or {}
-        if unknown := sorted(set(options) - {"task", "variation", "instruction", "paraphrase"}):
-            raise TestbedError(f"reset option {unknown[0]!r}: use task, variation, instruction or paraphrase")
+        if unknown := sorted(set(options) - set(RESET_OPTIONS)):
+            raise TestbedError(f"reset option {unknown[0]!r}: use one of {', '.join(RESET_OPTIONS)}")
         if "task" in options:
             self.task = get_task(options["task"])
         if seed is None:
             seed = int(self.np_random.integers(2**31))
         self.layout = plan_layout(
-            self.task, seed, Variation.of(options.get("variation")), options.get("paraphrase")
+            self.task,
+            seed,
+            Variation.of(options.get("variation")),
+            options.get("paraphrase"),
+            bool(options.get("other_object")),
         )
         self.instruction = options.get("instruction", self.layout.instruction)
         self.world = self._place(self.layout)
@@ -123,26 +133,20 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._position_target = data.site_xpos[self._tcp].copy()
         self._rotation_target = data.site_xmat[self._tcp].reshape(3, 3).copy()
         self._jacobian = np.zeros((6, model.nv))
-        self._rest_height = {
-            b: self.position_of(b)[2] for b in self.layout.spec.objects if kind_of(b) != "button"
-        }
+        movable = [b for b in self.layout.spec.objects if kind_of(b) != "button"]
+        self._start = {b: self.position_of(b) for b in movable}
+        self._rest_height = {b: position[2] for b, position in self._start.items()}
+        self._highest = self._deepest = 0.0
         self.steps, self._held, self.success = 0, 0, False
         self.failure: str | None = None
         return self.observe(), {**self._info(), "layout": self.layout}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        self.advance(action)
-        done = self.success or self.failure is not None
-        return (
-            self.observe(),
-            float(self.success),
-            done,
-            not done and self.steps >= self.max_steps,
-            self._info(),
-        )
+        reward, terminated, truncated, info = self.advance(action)
+        return self.observe(), reward, terminated, truncated, info
 
-    def advance(self, action: np.ndarray) -> None:
-        """`step` without rendering an observation: for actions inside an executed chunk."""
+    def advance(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
+        """`step` without rendering its observation: for actions inside an executed chunk. `observe` looks later."""
         action = np.asarray(action, float)
         if action.shape != (len(ACTION_NAMES),) or not np.isfinite(action).all():
             raise TestbedError(f"action of shape {action.shape}: must be {len(ACTION_NAMES)} finite numbers")
@@ -159,6 +163,12 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
             mujoco.mj_step(model, data)
         self.steps += 1
         self._judge()
+        done = self.success or self.failure is not None
+        truncated = not done and self.steps >= self.max_steps
+        info = self._info()
+        if truncated:
+            info["failure"] = self._shortfall()
+        return float(self.success), done, truncated, info
 
     def observe(self) -> dict[str, Any]:
         images = {c: self.world.render(c, self.image_size) for c in CAMERAS}
@@ -175,9 +185,11 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
         return {"success": self.success, "failure": self.failure}
 
     def render(self) -> UInt8[np.ndarray, "height width 3"] | None:
-        return (
-            self.world.render("front", max(self.image_size, 320)) if self.render_mode == "rgb_array" else None
-        )
+        """All cameras side by side, as large as people like; what the policy sees stays `image_size`."""
+        if self.render_mode != "rgb_array":
+            return None
+        size = max(self.image_size, RENDER_SIZE)
+        return np.concatenate([self.world.render(camera, size) for camera in CAMERAS], axis=1)
 
     def close(self) -> None:
         for world in self._worlds.values():
@@ -307,6 +319,11 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
     def _judge(self) -> None:
         if self.success or self.failure is not None:
             return
+        target = self.layout.target
+        if self.task.kind == "press":
+            self._deepest = max(self._deepest, self.press_depth(target))
+        else:
+            self._highest = max(self._highest, self._rise(target))
         self.failure = self._failure()
         self._held = self._held + 1 if self.failure is None and self._condition() else 0
         self.success = self._held >= self.task.hold
@@ -331,7 +348,11 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
         if task.kind == "push":
             reach = scene.BOWL_RADIUS + 0.004 + self.layout.spec.shape(target).half_width + 0.015
             return bool(offset < reach and self._is_closed())
-        inside = 0.05 if kind_of(task.goal) == "bowl" else scene.SHAPES["mug"].half_width - scene.MUG_WALL
+        inside = (
+            0.05
+            if kind_of(task.goal) == "bowl"
+            else self.layout.spec.shape(task.goal).half_width - scene.MUG_WALL
+        )
         low = position[2] < 0.03 and np.abs(data.qvel[:7]).max() < 10
         return bool(offset < inside and low and self.finger() > OPEN_FINGER)
 
@@ -343,16 +364,39 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
                 if self.task.kind == "press" and body != target and self.press_depth(body) > 0.008:
                     return "wrong button"
                 continue
-            rise = self.position_of(body)[2] - self._rest_height[body]
+            rise = self._rise(body)
             if rise < -0.02:
                 return "object off the table"
             if body != target and body != self.task.goal and rise > LIFT_HEIGHT:
                 return "wrong object"
             if self.task.kind == "push" and body == target and rise > 0.03:
                 return "lifted instead of pushed"
-        if self.task.kind == "push" and self.task.target != "cube" and self.rotation_of(target)[2, 2] < 0.8:
+        if self.task.kind == "push" and kind_of(target) != "cube" and self.rotation_of(target)[2, 2] < 0.8:
             return "object toppled"
         return None
+
+    def _shortfall(self) -> str:
+        """How far an episode came that ran out of time: the reason of its failure."""
+        target = self.layout.target
+        if self.task.kind == "press":
+            if self._deepest > TOUCHED_DEPTH:
+                return "not held down" if self._deepest > self.task.press_depth else "pressed too lightly"
+            return "never pressed"
+        moved = {b: float(np.linalg.norm((self.position_of(b) - p)[:2])) for b, p in self._start.items()}
+        others = max((m for b, m in moved.items() if b not in (target, self.task.goal)), default=0.0)
+        if self._highest < GRASPED_RISE and moved[target] < MOVED and others > 3 * MOVED:
+            return "wrong object"
+        if self.task.kind == "push":
+            return "pushed astray" if moved[target] > MOVED else "never pushed"
+        if self._highest < GRASPED_RISE:
+            return "never grasped"
+        if self._rise(target) > GRASPED_RISE:
+            return "not lifted high enough" if self.task.kind == "pick" else "not put down"
+        return "dropped"
+
+    def _rise(self, body: str) -> float:
+        """Height [m] of a body above where it lay at the start."""
+        return float(self.position_of(body)[2] - self._rest_height[body])
 
 
 gymnasium.register("robosteer/Tabletop-v0", entry_point="testbed.tabletop:Tabletop")

@@ -7,9 +7,10 @@ task on which a finetuned policy is tested for generalisation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from testbed.scene import SHAPES, Shape
 from testbed.variation import COLOURS, TestbedError, Variation
 
 Kind = Literal["pick", "place", "press", "push"]
@@ -40,7 +41,8 @@ class Task:
     """Consecutive steps for which the condition must hold."""
     press_depth: float = 0.008
     button_stiffness: float = 120.0
-    button_radius: float = 0.026
+    shapes: tuple[tuple[str, Shape], ...] = ()
+    """(kind, shape) of kinds that look different in this task."""
 
 
 _PICK = ("pick up the C O", "lift the C O", "grab the C O", "pick the C O up")
@@ -78,12 +80,13 @@ _TASKS = (
         "marker-in-mug", "place", "marker", ("mug0", "marker0", "cube0"),
         _say(_PLACE, "marker", "mug"),
         goal="mug0",
+        shapes=(("mug", Shape(0.045, 0.050, True, 0.25)),),  # wider than the hand opens: it stays where it is
     ),
     Task(
         "press-button-hard", "press", "button", ("button0", "button1", "cube0"),
         _say(_PRESS, "button", ending=" hard"),
         hold=5, press_depth=0.0105, button_stiffness=900.0,
-        button_radius=0.015, max_steps=40,
+        shapes=(("button", replace(SHAPES["button"], half_width=0.015)),), max_steps=40,
     ),
     Task(
         "pick-cube", "pick", "cube", ("cube0", "cube1", "bowl"),

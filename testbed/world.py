@@ -32,7 +32,8 @@ class World:
     model: mujoco.MjModel
     data: mujoco.MjData
     scratch: mujoco.MjData
-    renderers: dict[bool, mujoco.Renderer] = dataclasses.field(default_factory=dict)
+    renderers: dict[tuple[int, bool], mujoco.Renderer] = dataclasses.field(default_factory=dict)
+    """By image size and whether it segments: a film for people is larger than what the policy sees."""
 
     @classmethod
     def compile(cls, spec: SceneSpec) -> World:
@@ -42,11 +43,9 @@ class World:
         return world
 
     def render(self, camera: str, size: int, segmentation: bool = False) -> np.ndarray:
-        renderer = self.renderers.get(segmentation)
-        if renderer is None or renderer.height != size:
-            if renderer is not None:
-                renderer.close()
-            renderer = self.renderers[segmentation] = mujoco.Renderer(self.model, size, size)
+        renderer = self.renderers.get((size, segmentation))
+        if renderer is None:
+            renderer = self.renderers[size, segmentation] = mujoco.Renderer(self.model, size, size)
             if segmentation:
                 renderer.enable_segmentation_rendering()
             for flag in ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE"):
