@@ -1,11 +1,16 @@
-"""Results on disk: one JSON a policy and task, all that comparisons and the dashboard read.
+"""Results on disk: one JSON an arm, task and suite, all that comparisons and the dashboard read.
 
     {"schema": 1, "name": "aligned", "task": ..., "arm": "aligned", "policy": fingerprint,
+     "suite": "lighting", "factor": "visual",
      "episodes": [{"seed": 0, "success": true, "steps": 31, "failure": null}, ...],
      "n": 100, "successes": 61, "success_rate": 0.61, "wilson": [0.51, 0.70],
      "paired": {"against": "base", "difference": 0.34, "low": 0.24, "high": 0.44} | null,
      "trainable_parameters": {"expert query rows": 24576}, "seconds": {"train": 41.0, "evaluate": 63.0},
      "peak_memory_mb": 611.0, "heads": ["expert.L3H5"] | null, "settings": {...}, "created": "...Z"}
+
+`task` is what the policy was adapted to (or is tried for); `suite` says how it was tried (steering/suites.py), and a
+suite that rolls out another task says so in `settings["rolled_out"]`. Files without a suite are in-domain. A file is
+called `<name>.json` in-domain and `<name>--<suite>.json` else (`-` for the suite's colon); readers go by the fields.
 
 Everything that follows from the episodes (n, rate, interval) is derived when written and ignored when read,
 so that a file cannot contradict itself.
@@ -16,15 +21,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from interp.errors import UsageError
-from interp.runs import read_json, write_json
+from interp.runs import check_name, read_json, write_json
 from interp.scores import now
-from steering.rollouts import Episode, Evaluation
+from steering.episode import Episode
+from steering.rollouts import Evaluation
 from steering.stats import Interval, paired_bootstrap, wilson
 
 SCHEMA = 1
+IN_DOMAIN = "in-domain"
+Factor = Literal["visual", "linguistic", "physical"]
+CONDITION = ("variation", "paraphrase", "other_object")
+"""Settings that change an episode of a given task and seed."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class Result:
     heads: tuple[str, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     created: str = field(default_factory=now)
+    suite: str = IN_DOMAIN
+    factor: Factor | None = None
 
     def __post_init__(self) -> None:
         if not self.episodes:
@@ -62,6 +74,12 @@ class Result:
     def success_rate(self) -> Interval:
         return wilson(sum(e.success for e in self.episodes), len(self.episodes))
 
+    @property
+    def condition(self) -> dict[str, Any]:
+        """What was rolled out, whoever acted: results of one condition and the same seeds are paired."""
+        task = self.settings.get("rolled_out", self.task)
+        return {"task": task, **{what: self.settings.get(what) for what in CONDITION}}
+
     def against(self, baseline: Result) -> Result:
         """This result with its paired difference to `baseline`, which must have run the same episodes."""
         difference = paired_difference(self, baseline)
@@ -69,15 +87,26 @@ class Result:
 
     @classmethod
     def of(
-        cls, evaluation: Evaluation, *, name: str, arm: str, training: Mapping[str, Any] | None = None
+        cls,
+        evaluation: Evaluation,
+        *,
+        name: str,
+        arm: str,
+        training: Mapping[str, Any] | None = None,
+        task: str | None = None,
+        suite: str = IN_DOMAIN,
+        factor: Factor | None = None,
     ) -> Result:
-        """A result from an evaluation and, for a finetuned policy, its training's summary.json."""
+        """A result from an evaluation and, for a finetuned policy, its training's summary.json.
+
+        `task` is what the policy was adapted to, if the suite rolls out another one.
+        """
         training = training or {}
         asked = {what: training[what] for what in ("recipe", "seed", "data") if what in training}
         return cls(
             name=name,
             arm=arm,
-            task=evaluation.task,
+            task=task or evaluation.task,
             policy=evaluation.policy,
             episodes=evaluation.episodes,
             trainable_parameters=training.get("trainable_parameters", {}),
@@ -85,6 +114,8 @@ class Result:
             peak_memory_mb=training.get("peak_memory_mb"),
             heads=tuple(training["heads"]) if training.get("heads") else None,
             settings={**evaluation.settings, **asked},
+            suite=suite,
+            factor=factor,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -109,9 +140,8 @@ class Result:
 
 def paired_difference(treated: Result, baseline: Result, *, seed: int = 0) -> Interval:
     """Bootstrap interval of the difference in success, over the episodes that both arms ran."""
-    for what in ("task", "variation"):
-        a, b = (getattr(r, what, r.settings.get(what)) for r in (treated, baseline))
-        if a != b:
+    for what, a in treated.condition.items():
+        if a != (b := baseline.condition[what]):
             raise UsageError(
                 f"{treated.name} has {what} {a}, {baseline.name} has {b}: only like can be paired"
             )
@@ -123,6 +153,17 @@ def paired_difference(treated: Result, baseline: Result, *, seed: int = 0) -> In
         )
     seeds = sorted(ours)
     return paired_bootstrap([ours[s] for s in seeds], [theirs[s] for s in seeds], seed=seed)
+
+
+def result_path(directory: str | Path, name: str, suite: str = IN_DOMAIN) -> Path:
+    """Where a result is kept."""
+    return Path(directory) / f"{file_stem(name, suite)}.json"
+
+
+def file_stem(name: str, suite: str = IN_DOMAIN) -> str:
+    """What files of a result begin with. They hold no colon: not every file system takes one."""
+    stem = name if suite == IN_DOMAIN else f"{name}--{suite.replace(':', '-')}"
+    return check_name(stem, "name of the result")
 
 
 def save_result(path: str | Path, result: Result) -> Path:

@@ -1,61 +1,50 @@
 """Closed-loop evaluation: does the policy do the task?
 
-`evaluate` runs n episodes in spawned worker processes (never forked: a child forked after a GL context was
-made hangs) and keeps every episode's seed, outcome, length and reason of failure.
+`evaluate` runs n episodes in spawned workers and keeps every episode's seed, outcome, length and reason of failure;
+`evaluate_all` does so under several conditions with one set of workers, because starting them is what costs; `film`
+shows single episodes.
 
 Pairing. Episode i starts from environment seed `seed0 + i`, and the flow-matching noise of its step t is a
 function of (seed, t) alone. Two policies evaluated with the same `seed0` therefore meet the same layouts and
 draw the same noise, whatever the number of workers, and can be compared episode by episode.
-
-Axis names: horizon (actions of one chunk), action.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
+import json
 import time
-import traceback
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import numpy as np
-import torch
-
 from interp.errors import UsageError
-from interp.policies import Observation, Policy, load_policy
+from steering.episode import Condition, Episode, noise_seed, rollout
 from steering.progress import Progress
 from steering.stats import Interval, wilson
+from steering.video import check_format
+from steering.workers import Job, Order, RolloutError, Workers
+
+__all__ = [
+    "TABLETOP",
+    "Condition",
+    "Episode",
+    "Evaluation",
+    "RolloutError",
+    "evaluate",
+    "evaluate_all",
+    "film",
+    "noise_seed",
+    "rollout",
+]
 
 TABLETOP = "testbed.tabletop:robosteer/Tabletop-v0"  # module:id, gymnasium imports the module, we do not
 
 
-class RolloutError(RuntimeError):
-    """A worker failed in a way that is not the user's input: its traceback, or the signal that ended it."""
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One rollout. `failure` says why it failed, in the environment's words, and is None on success."""
-
-    seed: int
-    success: bool
-    steps: int
-    failure: str | None = None
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """All episodes of one policy on one task, in the order of their seeds."""
+    """All episodes of one policy under one condition, in the order of their seeds."""
 
     task: str
     policy: str  # fingerprint
@@ -74,18 +63,6 @@ class Evaluation:
     @property
     def success_rate(self) -> Interval:
         return wilson(self.successes, self.n)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker of an evaluation needs; sent to it when it starts."""
-
-    policy: str
-    task: str
-    env: str
-    env_options: Mapping[str, Any]
-    variation: Mapping[str, Any] | None
-    execute: int | None
 
 
 def evaluate(
@@ -108,193 +85,133 @@ def evaluate(
     `variation` goes to the environment's reset. Raises UsageError for a bad task, policy or variation, and
     RolloutError when a worker dies; Ctrl-C ends all workers.
     """
+    condition = Condition(task, {"variation": dict(variation)} if variation else {})
+    done = evaluate_all(
+        policy,
+        [condition],
+        n,
+        seed0,
+        workers=workers,
+        execute=execute,
+        env=env,
+        env_options=env_options,
+        progress=progress,
+        directory=directory,
+    )
+    with closing(done):
+        return next(done)
+
+
+def evaluate_all(
+    policy: str | Path,
+    conditions: Sequence[Condition],
+    n: int = 100,
+    seed0: int = 0,
+    *,
+    kept: Sequence[Mapping[int, Episode]] | None = None,
+    workers: int = 2,
+    execute: int | None = None,
+    env: str = TABLETOP,
+    env_options: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    directory: Path | None = None,
+) -> Generator[Evaluation]:
+    """Yield one evaluation a condition, in their order, each as soon as it is complete.
+
+    `kept` holds the episodes of every condition that were run before, by seed: they are not run again. An evaluation's
+    `seconds` count from the one before; those of the first include the start of the workers.
+    """
     if n < 1:
         raise UsageError(f"n = {n} episodes: evaluate at least one")
     if seed0 < 0:
         raise UsageError(f"seed0 = {seed0}: episode seeds start at 0")
     if workers < 1:
         raise UsageError(f"workers = {workers}: evaluation needs at least one")
-    job = Job(str(policy), task, env, dict(env_options or {}), variation, execute)
+    if not conditions:
+        raise UsageError("no condition: evaluate under at least one")
+    done = [dict(episodes) for episodes in kept or [{} for _ in conditions]]
+    seeds = range(seed0, seed0 + n)
+    orders = [Order(i, s) for i in range(len(conditions)) for s in seeds if s not in done[i]]
+    missing = [len(set(seeds) - episodes.keys()) for episodes in done]
+    job = Job(str(policy), tuple(conditions), env, dict(env_options or {}), execute)
     started = time.perf_counter()
-    episodes: dict[int, Episode] = {}
-    with _Workers(job, min(workers, n)) as pool:
+    with Workers(job, min(workers, max(1, len(orders)))) as pool:
         pool.wait_until_loaded()  # bad input is told before a bar is drawn
-        with Progress(n, task, show=progress, directory=directory) as bar:
-            for episode in pool.run(range(seed0, seed0 + n)):
-                episodes[episode.seed] = episode
-                successes = sum(e.success for e in episodes.values())
-                bar.update(len(episodes), success=successes / len(episodes))
-    return Evaluation(
-        task=task,
-        policy=pool.fingerprint,
-        episodes=tuple(episodes[seed] for seed in sorted(episodes)),
-        seconds=time.perf_counter() - started,
-        settings={
-            "policy": str(policy),
-            "seed0": seed0,
-            "execute": pool.execute,
-            "variation": dict(variation) if variation else None,
-            "env": env,
-        },
-    )
+        label = conditions[0].task if len(conditions) == 1 else f"{len(conditions)} conditions"
+        with Progress(len(orders), label, show=progress, directory=directory) as bar:
+            results = pool.run(orders)
+            for i, condition in enumerate(conditions):
+                while missing[i]:
+                    order, episode = next(results)
+                    done[order.condition][episode.seed] = episode
+                    missing[order.condition] -= 1
+                    outcomes = [e.success for e in done[order.condition].values()]
+                    bar.update(len(orders) - sum(missing), success=sum(outcomes) / len(outcomes))
+                now = time.perf_counter()
+                yield Evaluation(
+                    task=condition.task,
+                    policy=pool.fingerprint,
+                    episodes=tuple(done[i][seed] for seed in sorted(done[i])),
+                    seconds=now - started,
+                    settings=settings_of(condition, policy, seed0, pool.execute, env),
+                )
+                started = now
 
 
-def rollout(
-    policy: Policy,
-    env: gymnasium.Env[Any, Any],
-    seed: int,
+def settings_of(
+    condition: Condition, policy: str | Path, seed0: int, execute: int | None, env: str
+) -> dict[str, Any]:
+    """What an evaluation was asked for, as JSON keeps it."""
+    asked = {
+        "policy": _shown(policy),
+        "seed0": seed0,
+        "execute": execute,
+        "variation": None,
+        **condition.options,
+        "rolled_out": condition.task,
+        "env": env,
+    }
+    return dict(json.loads(json.dumps(asked)))
+
+
+def film(
+    policy: str | Path,
+    condition: Condition,
+    films: Mapping[int, Path],
     *,
-    execute: int,
-    variation: Mapping[str, Any] | None = None,
-) -> Episode:
-    """One episode in this process: sample a chunk, run its first `execute` actions, look again."""
-    observation, info = env.reset(seed=seed, options={"variation": dict(variation)} if variation else None)
-    steps, over, truncated = 0, False, False
-    while not over:
-        noise = policy.noise(1, seed=noise_seed(seed, steps))
-        chunk = policy.sample(policy.batch([Observation(**observation)]), noise)[0, :execute].cpu().numpy()
-        for action in chunk:
-            observation, _, terminated, truncated, info = env.step(action)
-            steps, over = steps + 1, terminated or truncated
-            if over:
-                break
-    success = bool(info["success"])
-    reason = info.get("failure") or ("time ran out" if truncated else "unknown")
-    return Episode(seed, success, steps, None if success else reason)
+    title: str = "",
+    scored: Mapping[int, Episode] | None = None,
+    execute: int | None = None,
+    env: str = TABLETOP,
+    env_options: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[Path, Episode]]:
+    """Film episodes by seed to gif or mp4 files, in a worker as they are scored in: bit for bit the same episodes.
 
-
-def noise_seed(seed: int, step: int) -> int:
-    """A seed for the noise of one step of one episode, unrelated between neighbours."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-
-
-# workers
-
-
-class _Workers:
-    """Processes that each hold one policy and one environment, fed one seed at a time over a pipe.
-
-    A pipe each, not a shared queue: a dead worker is an end-of-file on its own pipe, at once, and a worker
-    whose parent dies reads end-of-file too and leaves.
+    `scored` are episodes of the same policy and condition that were run before; one that comes out otherwise now is an
+    error, because its film would show something else than its result.
     """
-
-    def __init__(self, job: Job, count: int) -> None:
-        self._context = multiprocessing.get_context("spawn")
-        self._job, self._count = job, count
-        self._processes: dict[Connection, BaseProcess] = {}
-        self.fingerprint, self.execute = "", 0
-
-    def __enter__(self) -> _Workers:
-        with _interrupts_ignored():  # inherited: Ctrl-C reaches the whole group, but the parent decides
-            for _ in range(self._count):
-                ours, theirs = self._context.Pipe()
-                process = self._context.Process(target=_work, args=(theirs, self._job), daemon=True)
-                process.start()
-                theirs.close()  # else its end-of-file would never reach us
-                self._processes[ours] = process
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for connection, process in self._processes.items():
-            connection.close()
-            process.terminate()
-        for process in self._processes.values():
-            process.join()
-
-    def wait_until_loaded(self) -> None:
-        """Until every worker holds policy and environment; raises what one of them found wrong."""
-        for connection in self._processes:
-            self._receive(connection, None)
-
-    def run(self, seeds: range) -> Iterator[Episode]:
-        """Yield episodes as they finish."""
-        waiting, working = deque(seeds), dict[Connection, int]()
-
-        def feed(idle: Connection) -> None:
-            if waiting:
-                working[idle] = waiting.popleft()
-                with suppress(BrokenPipeError):  # dead: the next wait says so
-                    idle.send(working[idle])
-
-        for connection in self._processes:
-            feed(connection)
-        for _ in seeds:
-            (ready, *_) = wait(list(working))
-            assert isinstance(ready, Connection)
-            episode = self._receive(ready, working.pop(ready))
-            assert isinstance(episode, Episode)
-            yield episode
-            feed(ready)
-
-    def _receive(self, connection: Connection, seed: int | None) -> object:
-        process = self._processes[connection]
-        try:
-            kind, payload = connection.recv()
-        except (EOFError, ConnectionResetError):
-            process.join()
-            where = "while loading" if seed is None else f"in the episode with seed {seed}"
-            raise RolloutError(
-                f"rollout worker {process.pid} died {where} ({_exit_reason(process.exitcode)}); "
-                "with little memory, try fewer workers"
-            ) from None
-        if kind == "usage":
-            raise UsageError(payload)
-        if kind == "error":
-            raise RolloutError(f"rollout worker {process.pid} failed:\n{payload}")
-        if kind == "ready":
-            self.fingerprint, self.execute = payload
-        return payload
+    for seed, path in films.items():
+        check_format(Path(path).suffix.lstrip("."))
+        if seed < 0:
+            raise UsageError(f"video of seed {seed}: episode seeds start at 0")
+    orders = [Order(0, seed, Path(path), title or condition.task) for seed, path in films.items()]
+    job = Job(str(policy), (condition,), env, {"render_mode": "rgb_array", **(env_options or {})}, execute)
+    with Workers(job, 1) as pool:
+        pool.wait_until_loaded()
+        for order, episode in pool.run(orders):
+            before = (scored or {}).get(order.seed, episode)
+            if (before.success, before.steps) != (episode.success, episode.steps):
+                raise RolloutError(
+                    f"the episode with seed {order.seed} was scored {before} and is filmed {episode}: "
+                    "policy, environment or library versions have changed since"
+                )
+            assert order.film is not None
+            yield order.film, episode
 
 
-def _work(connection: Connection, job: Job) -> None:
-    """The life of a worker: load once, then one episode for every seed received, until the pipe closes."""
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    try:
-        policy = load_policy(job.policy)
-        options = {"task": job.task, "image_size": policy.spec.image_size, **job.env_options}
-        env = gymnasium.make(job.env, disable_env_checker=True, **options)
-        execute = policy.spec.execute if job.execute is None else job.execute
-        if not 1 <= execute <= policy.spec.horizon:
-            raise UsageError(f"execute = {execute}: the policy's chunks hold {policy.spec.horizon} actions")
-        if job.variation:
-            env.reset(
-                seed=0, options={"variation": dict(job.variation)}
-            )  # a bad one is told before any episode
-        connection.send(("ready", (policy.fingerprint, execute)))
-        while True:
-            seed = connection.recv()
-            connection.send(("episode", rollout(policy, env, seed, execute=execute, variation=job.variation)))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent has gone or is done
-    except Exception as error:
-        # a ValueError that somebody gave a name (UsageError, testbed.TestbedError) is bad input in one line
-        named = isinstance(error, ValueError) and type(error) is not ValueError
-        with suppress(BrokenPipeError, ConnectionResetError):
-            connection.send(("usage", str(error)) if named else ("error", traceback.format_exc()))
-
-
-def _leave_with_parent() -> None:
-    """A parent that is killed cannot stop its workers, and an episode may be long."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def _exit_reason(code: int | None) -> str:
-    if code is None:
-        return "exit status unknown"
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+def _shown(policy: str | Path) -> str:
+    """A policy's name for results, which hold no paths of one machine."""
+    path = Path(policy)
+    if not path.is_absolute():
+        return str(policy)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name

@@ -1,26 +1,33 @@
 """How sure a success rate is: Wilson intervals and paired bootstrap of differences.
 
 Rollouts are pass or fail, and arms are compared on the *same* initial states (episode i of every arm starts
-from seed `seed0 + i`), so two questions arise:
+from seed `seed0 + i`), so three questions arise:
 
 - how well is one arm's success rate known? `wilson`, the score interval of Wilson (JASA 1927), which keeps
   its coverage at the small n and extreme rates of robot evaluations, unlike p +- 1.96 sqrt(p(1-p)/n);
 - how much better is one arm than another? `paired_bootstrap`, which resamples *episodes*, never arms
-  separately: a layout that is hard for both arms says nothing about their difference.
+  separately: a layout that is hard for both arms says nothing about their difference;
+- how well do they do on the whole? `mean_bootstrap`, a mean over strata (tasks, suites) that are given, not drawn:
+  episodes are resampled within each, and training runs too where an arm was trained several times.
 
-Axis names: episode. Rates and differences are fractions of one, differences are treated minus baseline.
+Axis names: episode, run (a training of the same recipe with another seed), resample. Rates and differences are
+fractions of one, differences are treated minus baseline.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from interp.errors import UsageError
+
+Outcomes = Bool[np.ndarray, "run episode"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,60 @@ def paired_bootstrap(
     tail = _tail(confidence)
     low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [tail, 1 - tail])
     return Interval(float(difference.mean()), float(low), float(high))
+
+
+def mean_bootstrap(
+    treated: Sequence[Outcomes],
+    baseline: Sequence[Outcomes] | None = None,
+    *,
+    layouts: Sequence[Hashable] | None = None,
+    trainings: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of the mean over strata of an arm's success rate, or of its difference to a baseline.
+
+    Stratum k of both arms ran the same episodes in the same order. Strata weigh the same, whatever their size, and are
+    not resampled: the interval speaks of these tasks, not of tasks as such. Episodes are resampled within a stratum,
+    for both arms alike; the runs of an arm are resampled where it has several, so that the luck of training counts.
+    With one run it does not, and nothing here can make up for that.
+
+    Strata are not always independent: under several suites the same layouts are met, and the same trainings are tried.
+    Strata with equal `layouts` draw the same episodes, strata with equal `trainings` the same runs; by default every
+    stratum is on its own.
+    """
+    if not treated or any(arm.size == 0 for arm in treated):
+        raise UsageError("mean over strata: needs at least one stratum, each with at least one episode")
+    if baseline is not None and [a.shape[1] for a in treated] != [b.shape[1] for b in baseline]:
+        raise UsageError("mean over strata: both arms must have the same strata with the same episodes")
+    streams: dict[Hashable, int] = {}
+
+    def counts(n: int, what: str, key: Hashable) -> Int[np.ndarray, "n resample"]:
+        """How often each of n things is drawn in each resample: the same for the same key."""
+        return _counts(n, resamples, seed, streams.setdefault((what, key, n), len(streams)))
+
+    value, drawn = 0.0, np.zeros(resamples)
+    arms = [(1, "treated", treated), *([(-1, "baseline", baseline)] if baseline is not None else [])]
+    for sign, which, strata in arms:
+        for k, outcomes in enumerate(strata):
+            runs, episodes = outcomes.shape
+            drawn_episodes = counts(episodes, "episodes", layouts[k] if layouts else k)
+            drawn_runs = counts(runs, which, trainings[k] if trainings else k) if runs > 1 else [1]
+            for won, times in zip(outcomes, drawn_runs, strict=True):
+                drawn += sign * times * drawn_episodes[won].sum(axis=0) / outcomes.size
+            value += sign * float(outcomes.mean())
+    tail = _tail(confidence)
+    low, high = np.quantile(drawn / len(treated), [tail, 1 - tail])
+    return Interval(value / len(treated), float(low), float(high))
+
+
+@lru_cache(maxsize=32)
+def _counts(n: int, resamples: int, seed: int, stream: int) -> Int[np.ndarray, "n resample"]:
+    """Drawing takes far longer than using what was drawn, and a comparison asks for hundreds of means."""
+    rng = np.random.default_rng([seed, stream])
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+    return np.ascontiguousarray(drawn.T.astype(np.int32))
 
 
 def _tail(confidence: float) -> float:

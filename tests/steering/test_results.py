@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from interp.errors import UsageError
-from steering.results import Result, load_result, paired_difference, save_result
+from steering.results import Result, load_result, paired_difference, result_path, save_result
 from steering.rollouts import Episode, Evaluation
 
 
@@ -56,7 +56,35 @@ def test_a_result_file_has_the_documented_form(tmp_path: Path) -> None:
         "heads": ["expert.L0H3"],
         "settings": {"seed0": 100, "variation": None},
         "created": "2026-01-01T00:00:00Z",
+        "suite": "in-domain",
+        "factor": None,
     }
+
+
+def test_a_file_from_before_there_were_suites_is_in_domain(tmp_path: Path) -> None:
+    path = save_result(tmp_path / "r.json", result("+-", suite="lighting", factor="visual"))
+    record = json.loads(path.read_text())
+    assert (load_result(path).suite, load_result(path).factor) == ("lighting", "visual")
+    path.write_text(json.dumps({k: v for k, v in record.items() if k not in ("suite", "factor")}))
+    assert (load_result(path).suite, load_result(path).factor) == ("in-domain", None)
+
+
+def test_results_lie_where_readers_look_for_them() -> None:
+    assert result_path("results", "aligned") == Path("results/aligned.json")
+    assert result_path("results", "aligned", "unseen:pick-mug") == Path(
+        "results/aligned--unseen-pick-mug.json"
+    )
+    with pytest.raises(UsageError, match="name of the result"):
+        result_path("results", "../aligned")
+
+
+def test_results_of_one_condition_are_paired_whatever_they_are_for() -> None:
+    """The base policy forgets nothing: its pretraining tasks serve every task that something was adapted to."""
+    base = result("--++", name="base", task="put", settings={"rolled_out": "pick"}, suite="forgetting:pick")
+    tuned = result("-+++", task="press", settings={"rolled_out": "pick"}, suite="forgetting:pick")
+    assert paired_difference(tuned, base).value == 0.25
+    with pytest.raises(UsageError, match="other_object"):
+        paired_difference(result("+", settings={"other_object": True}), result("+"))
 
 
 def test_a_result_comes_back_as_it_was_saved(tmp_path: Path) -> None:

@@ -10,12 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 import toy_env  # registers Toy-v0
+from PIL import Image
 
 from interp.errors import UsageError
 from interp.policies import Observation, Policy
-from steering.rollouts import RolloutError, evaluate, noise_seed, rollout
+from steering.rollouts import (
+    Condition,
+    Episode,
+    RolloutError,
+    evaluate,
+    evaluate_all,
+    film,
+    noise_seed,
+    rollout,
+)
+from testbed.tabletop import Tabletop
 
 TOY = "toy_env:Toy-v0"
 
@@ -56,6 +68,76 @@ def test_a_variation_reaches_every_episode(tiny_policy_dir: Path) -> None:
     assert (result.n, result.successes, result.success_rate.value) == (5, 5, 1.0)
     assert all(e.failure is None for e in result.episodes)
     assert result.settings["variation"] == {"offset": 1000.0}
+
+
+def test_conditions_share_workers_and_are_reported_in_order_and_apart(tiny_policy_dir: Path) -> None:
+    """Under three conditions, one of which was run in part before; a worker alone would give the same."""
+    high, low = ({"variation": {"offset": offset}} for offset in (1000.0, -1000.0))
+    kept = [
+        {},
+        {8: Episode(8, True, 1), 30: Episode(30, True, 2)},
+        {7: Episode(7, True, 3), 8: Episode(8, True, 3)},
+    ]
+    done = evaluate_all(
+        tiny_policy_dir,
+        [Condition("sum", high), Condition("sum", low), Condition("sum", low)],
+        2,
+        7,
+        kept=kept,
+        env=TOY,
+        progress=False,
+    )
+    first, second, third = ([(e.seed, e.success, e.steps) for e in found.episodes] for found in done)
+    assert first == [(7, True, 5), (8, True, 5)]
+    assert second == [(7, False, 5), (8, True, 1), (30, True, 2)], "what is kept is not run again"
+    assert third == [(7, True, 3), (8, True, 3)]
+    assert not children()
+
+
+def test_a_film_is_of_the_scored_episode(tiny_policy_dir: Path, tmp_path: Path) -> None:
+    condition = Condition("sum", {"variation": {"offset": 1000.0}})
+    scored = {3: Episode(3, True, 5), 4: Episode(4, False, 5, "sum below zero")}
+    films = {3: tmp_path / "three.gif", 4: tmp_path / "four.gif"}
+    filmed = film(tiny_policy_dir, condition, films, scored=scored, env=TOY)
+    assert next(filmed) == (tmp_path / "three.gif", Episode(3, True, 5))
+    with Image.open(tmp_path / "three.gif") as gif:
+        assert gif.n_frames == 6, "the reset and five steps"
+    with pytest.raises(RolloutError, match=r"seed 4 was scored .*versions"):
+        next(filmed)
+    assert not children()
+
+
+def test_only_what_the_policy_looks_at_is_rendered(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that renders every step and one that does not give the same episode and the same looks."""
+
+    class RendersAll(gymnasium.Env[Any, Any]):
+        def __init__(self, inner: Tabletop) -> None:
+            self.inner = inner
+
+        def reset(self, **options: Any) -> Any:
+            return self.inner.reset(**options)
+
+        def step(self, action: Any) -> Any:
+            return self.inner.step(action)
+
+    inner = Tabletop("push", image_size=policy.spec.image_size)
+    looks: list[Observation] = []
+    renders: list[int] = []
+    batch, observe = policy.batch, inner.observe
+    monkeypatch.setattr(policy, "batch", lambda seen: looks.extend(seen) or batch(seen))
+    monkeypatch.setattr(inner, "observe", lambda: renders.append(1) or observe())
+    found = []
+    for env in (inner, RendersAll(inner)):
+        looks.clear(), renders.clear()
+        episode = rollout(policy, env, 5, execute=3)
+        found.append((episode, list(looks), len(renders)))
+    (fast, seen, few), (slow, all_seen, many) = found
+    assert fast == slow
+    assert (few, many) == (len(seen), slow.steps + 1)
+    for a, b in zip(seen, all_seen, strict=True):
+        assert np.array_equal(a.state, b.state)
+        assert all(np.array_equal(a.images[c], b.images[c]) for c in a.images)
+    inner.close()
 
 
 def test_noise_differs_between_steps_and_seeds() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from interp.errors import UsageError
-from steering.stats import paired_bootstrap, wilson
+from steering.stats import mean_bootstrap, paired_bootstrap, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (7, 10), (61, 100), (100, 100), (3, 1000)])
@@ -82,6 +82,64 @@ def test_pairing_matters() -> None:
     assert same.low > 0 > unrelated.low
 
 
+def test_a_mean_over_one_task_and_run_is_the_paired_bootstrap() -> None:
+    treated, baseline = (np.array([arm]) for arm in table(40, 25, 10, 25))
+    mean, paired = mean_bootstrap([treated], [baseline]), paired_bootstrap(treated[0], baseline[0])
+    assert mean.value == pytest.approx(paired.value)
+    # quantiles of the same lattice of hundredths: at most one point apart through Monte Carlo error
+    assert (mean.low, mean.high) == pytest.approx((paired.low, paired.high), abs=0.0101)
+
+
+def naive_mean(strata: list[tuple[np.ndarray, np.ndarray]], shared: bool) -> np.ndarray:
+    """Resample one by one: runs of both arms and the episodes, which both arms share, stratum by stratum."""
+    rng, drawn = np.random.default_rng(7), []
+    for _ in range(4000):
+        picks = [rng.integers(0, a.shape[1], a.shape[1]) for a, _ in strata]
+        differences = []
+        for k, (a, b) in enumerate(strata):
+            episodes = picks[0] if shared else picks[k]
+            ours, theirs = rng.integers(0, len(a), len(a)), rng.integers(0, len(b), len(b))
+            differences.append(a[ours][:, episodes].mean() - b[theirs][:, episodes].mean())
+        drawn.append(np.mean(differences))
+    return np.quantile(drawn, [0.025, 0.975])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_mean_over_tasks_and_runs_equals_resampling_one_by_one(shared: bool) -> None:
+    rng = np.random.default_rng(3)
+    hard = rng.normal(size=60)  # layouts that are hard for everybody, in both strata
+    strata = [
+        (
+            np.array([hard + rng.normal(size=60) + skill > 0 for skill in (0.1, 0.6, 1.0)]),
+            np.array([hard + rng.normal(size=60) - 0.5 > 0]),
+        )
+        for _ in range(2)
+    ]
+    mean = mean_bootstrap(
+        [a for a, _ in strata], [b for _, b in strata], layouts=["same", "same"] if shared else None
+    )
+    assert mean.value == pytest.approx(np.mean([a.mean() - b.mean() for a, b in strata]))
+    # 4000 draws place a 2.5 % quantile of a spread of 0.07 within half a point; two such quantiles, twice over
+    assert (mean.low, mean.high) == pytest.approx(tuple(naive_mean(strata, shared)), abs=0.015)
+
+
+def test_sharing_layouts_does_not_count_the_same_luck_twice() -> None:
+    """Ten suites on the same twenty episodes, all alike: no surer than one of them."""
+    arm = np.array([[True] * 9 + [False] * 11])
+    one = mean_bootstrap([arm])
+    ten, apart = mean_bootstrap([arm] * 10, layouts=["put"] * 10), mean_bootstrap([arm] * 10)
+    assert ten.high - ten.low == pytest.approx(one.high - one.low, abs=0.05)  # one episode of twenty
+    assert apart.high - apart.low < 0.5 * (one.high - one.low)
+
+
+def test_the_luck_of_training_counts_where_it_is_known() -> None:
+    lucky, unlucky = [True] * 80 + [False] * 20, [True] * 20 + [False] * 80
+    several = mean_bootstrap([np.array([lucky, unlucky])])
+    assert several.value == 0.5
+    assert several.low < 0.3
+    assert several.high > 0.7
+
+
 def test_bootstrap_is_a_function_of_its_seed() -> None:
     arms = table(40, 25, 10, 25)
     assert paired_bootstrap(*arms, seed=3) == paired_bootstrap(*arms, seed=3)
@@ -94,5 +152,9 @@ def test_bad_input_is_named() -> None:
         wilson(0, 0)
     with pytest.raises(UsageError, match="2 and 1 episodes"):
         paired_bootstrap([True, False], [True])
+    with pytest.raises(UsageError, match="at least one stratum"):
+        mean_bootstrap([])
+    with pytest.raises(UsageError, match="same episodes"):
+        mean_bootstrap([np.ones((1, 3), bool)], [np.ones((1, 2), bool)])
     with pytest.raises(UsageError, match="confidence 95"):
         wilson(1, 2, confidence=95)

@@ -2,7 +2,7 @@
 
 Tasks: `sum` succeeds if the actions of the episode sum above zero (so the outcome depends on every action),
 `crash` exits the process in the episode of seed 3, `bug` raises there, `hang` never ends, and leaves a file
-named after its process in $TOY_STARTED.
+named after its process in $TOY_STARTED. The variation's `offset` is added to every action's sum.
 """
 
 import os
@@ -22,10 +22,12 @@ class Toy(gymnasium.Env[dict[str, Any], np.ndarray]):
     observation_space = gymnasium.spaces.Dict({})
     action_space = gymnasium.spaces.Box(-np.inf, np.inf, (7,), np.float32)
 
-    def __init__(self, task: str, image_size: int) -> None:
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own form)
+
+    def __init__(self, task: str, image_size: int, render_mode: str | None = None) -> None:
         if task not in ("sum", "crash", "bug", "hang"):
             raise ToyError(f"task {task!r}: unknown; use sum, crash, bug or hang")
-        self.task, self.size = task, image_size
+        self.task, self.size, self.render_mode = task, image_size, render_mode
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self.number, self.total, self.steps = seed, 0.0, 0
@@ -52,6 +54,9 @@ class Toy(gymnasium.Env[dict[str, Any], np.ndarray]):
             over,
             {"success": success, "failure": None if success else "sum below zero"},
         )
+
+    def render(self) -> Any:
+        return np.full((24, 48, 3), 20 * self.steps, np.uint8) if self.render_mode else None
 
     def _observation(self) -> dict[str, Any]:
         images = {
