@@ -2,6 +2,7 @@
 
     parameter/<name>      trained parameters (only those: the rest is the base policy)
     exp_avg/<name>, ...   the optimiser's state, one tensor a key of AdamW
+    average/<name>        their average over the steps, if the recipe keeps one
     metadata "robosteer"  JSON: step, seconds, and what the training was asked to do
 
 One file, so that weights, moments and step can never be of different steps; written under another name and
@@ -20,12 +21,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from interp.errors import UsageError
 from interp.runs import write_atomic
 
-PARAMETER = "parameter"
+PARAMETER, AVERAGE = "parameter", "average"
+Average = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ def save_checkpoint(
     checkpoint: Checkpoint,
     parameters: Mapping[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
+    average: Average | None = None,
 ) -> None:
     tensors = {f"{PARAMETER}/{name}": p.detach() for name, p in parameters.items()}
+    tensors |= {f"{AVERAGE}/{name}": value for name, value in (average or {}).items()}
     for name, p in parameters.items():
         for key, value in optimiser.state[p].items():
             tensors[f"{key}/{name}"] = value
@@ -52,9 +56,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+    path: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    average: Average | None = None,
 ) -> Checkpoint:
-    """Restore parameters and optimiser in place."""
+    """Restore parameters, optimiser and average in place."""
     try:
         with safe_open(path, "pt") as file:
             checkpoint = Checkpoint(**json.loads(file.metadata()["robosteer"]))
@@ -69,9 +76,18 @@ def load_checkpoint(
                 raise UsageError(f"checkpoint {path} holds {name}, which does not train here: delete it")
             if kind == PARAMETER:
                 parameters[name].copy_(tensor)
+            elif kind == AVERAGE:
+                if average is not None:
+                    average[name].copy_(tensor)
             else:
                 state[name][kind] = tensor.to(parameters[name].device) if tensor.ndim else tensor
     for name, parameter in parameters.items():
         if state[name]:  # a parameter that never had a gradient has none
             optimiser.state[parameter] = state[name]
     return checkpoint
+
+
+def steps_in(path: Path) -> int:
+    """How many steps a checkpoint has behind it."""
+    with safe_open(path, "pt") as file:
+        return int(json.loads(file.metadata()["robosteer"])["step"])

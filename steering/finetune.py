@@ -1,12 +1,11 @@
 """Finetuning: one loop for every recipe.
 
 Flow matching as in pi0 (Black et al., arXiv 2410.24164): x = t noise + (1 - t) actions, the network predicts
-noise - actions, t = 0.001 + 0.999 u with u ~ Beta(1.5, 1), which favours noisy x. A step takes some frames
-and several (noise, t) draws for each, over one prefix; actions past the end of an episode do not count.
+noise - actions. A step takes some frames and several (noise, t) draws for each, over one prefix; actions past the end
+of an episode do not count (unless the recipe says so). All randomness is a function of (seed, step): see draws.py.
 
-Every draw is a function of (seed, step) alone. So all arms of a comparison see the same frames and the same
-noise, and a training that was killed and resumed ends, on one thread, with the very weights of one that was
-not.
+Under `accelerate launch` the processes share each step's frames and add their gradients up: the step is that of one
+process, to rounding. Only the first process writes; the others read the same directory.
 
 What a training leaves in its directory:
     recipe.json              what was asked: recipe, heads, seed, base policy and data by fingerprint
@@ -19,21 +18,20 @@ What a training leaves in its directory:
 from __future__ import annotations
 
 import math
-import resource
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -42,17 +40,20 @@ from interp.errors import UsageError
 from interp.policies import Policy, load_policy
 from interp.runs import read_json, write_json
 from interp.scores import HeadScores, now
-from steering.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from steering.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, steps_in
+from steering.draws import Draw
 from steering.frames import Examples, TrainingFrames
 from steering.headset import HeadSet
+from steering.memory import PeakMemory
 from steering.progress import Progress
+from steering.ranks import Ranks
 from steering.recipes import Adaptation, Recipe, adapt, trainable
 
 POLICY, CHECKPOINT, RECIPE, SUMMARY = "policy", "checkpoint.safetensors", "recipe.json", "summary.json"
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on (the loss is not a number); the last checkpoint is intact."""
+class TrainingError(UsageError):
+    """Training cannot go on (the loss is not a number, the disk is full); the last checkpoint is intact."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +67,6 @@ class Finetuned:
     summary: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Draw:
-    """The randomness of one step: which frames, and the (noise, time) pairs of each, side by side."""
-
-    rows: Int[np.ndarray, " batch"]
-    noise: Float[Tensor, "batch_draws horizon max_action_dim"]
-    time: Float[Tensor, " batch_draws"]
-
-    @classmethod
-    def at(cls, step: int, seed: int, frames: int, recipe: Recipe, horizon: int, dim: int) -> Draw:
-        rng = np.random.default_rng([seed, step])
-        rows = rng.integers(0, frames, recipe.batch)
-        n = recipe.batch * recipe.draws
-        noise = rng.standard_normal((n, horizon, dim), dtype=np.float32)
-        time = 0.001 + 0.999 * rng.random(n) ** (1 / 1.5)  # u^1.5 is Beta(1.5, 1)'s distribution function
-        return cls(rows, torch.from_numpy(noise), torch.from_numpy(time.astype(np.float32)))
-
-
 def finetune(
     policy: Policy,
     demos: Demonstrations,
@@ -92,6 +75,7 @@ def finetune(
     *,
     heads: HeadSet | None = None,
     scores: HeadScores | None = None,
+    others: Sequence[HeadScores] = (),
     seed: int = 0,
     steps: int | None = None,
     checkpoint_every: int = 50,
@@ -108,37 +92,50 @@ def finetune(
     recipe = recipe if steps is None else replace(recipe, steps=steps)
     if seed < 0:
         raise UsageError(f"seed {seed}: seeds start at 0")
+    if not len(demos):
+        raise UsageError(f"demonstrations {demos.path} have no frames to train on")
     demos = demos.for_policy(policy.spec)
+    ranks = Ranks(next(policy.module.parameters()).device)
+    ranks.share(recipe.batch)
     base = {"source": policy.source, "fingerprint": policy.fingerprint}
-    adaptation = adapt(policy, recipe, heads, scores, seed)
+    adaptation = adapt(policy, recipe, heads, scores, seed, others)
     try:
-        asked = _request(policy, demos, recipe, adaptation, seed)
-        _claim(directory, asked)
-        if (directory / SUMMARY).exists():
-            adaptation.remove()
-            return _finished(directory, adaptation)
-        if progress:
-            tqdm.write(str(adaptation), file=sys.stderr)
-        done = _train(policy, demos, recipe, directory, seed, checkpoint_every, cache_mb, progress)
+        with _one_line_of_disk_errors(directory / CHECKPOINT):
+            asked = _request(policy, demos, recipe, adaptation, seed)
+            _claim(directory, asked, ranks)
+            if (directory / SUMMARY).exists():
+                adaptation.remove()
+                return _finished(directory, adaptation)
+            show = progress and ranks.first
+            if show:
+                tqdm.write(str(adaptation), file=sys.stderr)
+            with PeakMemory() as peak:
+                done = _train(policy, demos, recipe, directory, seed, checkpoint_every, cache_mb, show, ranks)
     except BaseException:
         adaptation.remove()
         raise
     adaptation.merge()
-    policy.save(directory / POLICY)
-    policy.fingerprint = load_policy(directory / POLICY).fingerprint  # no longer the base's
-    summary = {
-        **asked,
-        "policy": policy.fingerprint,
-        "base": base,
-        "demonstrations": demos.describe(),
-        "trainable_parameters": dict(adaptation.groups),
-        "loss": done.loss,
-        "seconds": round(done.seconds, 3),
-        "peak_memory_mb": round(_peak_memory_mb(), 1),
-        "created": now(),
-    }
-    write_json(directory / SUMMARY, summary)
-    return _finished(directory, adaptation)
+    if ranks.first:
+        with _one_line_of_disk_errors(directory / CHECKPOINT):
+            policy.save(directory / POLICY)
+        summary = {
+            **asked,
+            "policy": load_policy(directory / POLICY).fingerprint,
+            "base": base,
+            "demonstrations": demos.describe(),
+            "trainable_parameters": dict(adaptation.groups),
+            "notes": list(adaptation.notes),
+            "loss": done.loss,
+            "seconds": round(done.seconds, 3),
+            "processes": ranks.count,
+            "peak_memory_mb": round(peak.megabytes, 1),
+            "created": now(),
+        }
+        write_json(directory / SUMMARY, summary)
+    ranks.wait()
+    finished = _finished(directory, adaptation)
+    policy.fingerprint = finished.policy.fingerprint  # no longer the base's
+    return finished
 
 
 def _finished(directory: Path, adaptation: Adaptation) -> Finetuned:
@@ -156,71 +153,104 @@ def _train(
     checkpoint_every: int,
     cache_mb: float,
     show: bool,
+    ranks: Ranks,
 ) -> Checkpoint:
-    """The loop. Leaves the trained parameters in `policy` and in the checkpoint."""
-    parameters = trainable(policy)
-    optimiser = torch.optim.AdamW(
-        parameters.values(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
-    )
+    """Leaves the trained parameters in `policy` and in the checkpoint."""
+    state = _State.of(policy, recipe)
     path = directory / CHECKPOINT
-    done = load_checkpoint(path, parameters, optimiser) if path.exists() else Checkpoint(0, 0.0, math.nan)
-    if done.step == recipe.steps:
-        return done
-    started = time.perf_counter()
-    frames = TrainingFrames(policy, demos, cache_mb, show)
-    if show:
-        tqdm.write(str(frames), file=sys.stderr)
+    done = load_checkpoint(path, *state) if path.exists() else Checkpoint(0, 0.0, math.nan)
+    ranks.wait()  # before anybody writes
+    if done.step < recipe.steps:
+        started = time.perf_counter()
+        frames = TrainingFrames(policy, demos, recipe, cache_mb, show)
+        if show:
+            tqdm.write(str(frames), file=sys.stderr)
+        with (
+            _stop_requests() as stop_requested,
+            Progress(
+                recipe.steps,
+                f"finetune {recipe.name}",
+                directory=directory if ranks.first else None,
+                show=show,
+                start=done.step,
+                seconds=done.seconds + time.perf_counter() - started,
+            ) as bar,
+        ):
+            for step in range(done.step, recipe.steps):
+                draw = Draw.at(step, seed, len(frames), recipe, policy.spec)
+                mine = draw.share(ranks.share(recipe.batch))
+                loss = flow_loss(policy, frames.take(mine), mine, of=frames.count(draw))
+                state.optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                total, stop = ranks.add_up(state.gradients(), loss.item(), stop_requested())
+                norm = nn.utils.clip_grad_norm_(state.parameters.values(), recipe.clip).item()
+                if not math.isfinite(total + norm):
+                    raise _diverged(total, norm, step, path)
+                state.take_step(recipe, step)
+                bar.update(step + 1, loss=total, lr=learning_rate(recipe, step))
 
-    with (
-        _stop_requests() as stop_requested,
-        Progress(
-            recipe.steps,
-            f"finetune {recipe.name}",
-            directory=directory,
-            show=show,
-            start=done.step,
-            seconds=done.seconds + time.perf_counter() - started,
-        ) as bar,
-    ):
-        for step in range(done.step, recipe.steps):
-            draw = Draw.at(step, seed, len(frames), recipe, policy.spec.horizon, policy.spec.max_action_dim)
-            loss = flow_loss(policy, frames.take(draw.rows), draw, recipe.draws)
-            if not math.isfinite(loss.item()):
-                kept = f"step {done.step} is kept in {path}" if done.step else "nothing was saved yet"
-                raise TrainingError(
-                    f"the loss is {loss.item()} at step {step + 1}: training stopped, {kept}; "
-                    "try a lower learning rate"
-                )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(recipe, step)
-            optimiser.step()
-            bar.update(step + 1, loss=loss.item(), lr=learning_rate(recipe, step))
-
-            if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps or stop_requested():
-                done = Checkpoint(step + 1, bar.seconds, loss.item())
-                save_checkpoint(path, done, parameters, optimiser)
-            if stop_requested():
-                raise KeyboardInterrupt(
-                    f"stopped after step {step + 1} of {recipe.steps}; call it again to resume from {directory}"
-                )
+                if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps or stop:
+                    done = Checkpoint(step + 1, bar.seconds, total)
+                    if ranks.first:
+                        save_checkpoint(path, done, *state)
+                if stop:
+                    raise KeyboardInterrupt(
+                        f"stopped after step {step + 1} of {recipe.steps}; call it again to resume from {directory}"
+                    )
+    state.settle()
     return done
 
 
-def flow_loss(policy: Policy, examples: Examples, draw: Draw, draws: int) -> Float[Tensor, ""]:
-    """Mean squared velocity error over the real actions, in normalised units."""
+class _State(NamedTuple):
+    """What a step changes, in the order in which checkpoints take it."""
+
+    parameters: dict[str, nn.Parameter]
+    optimiser: torch.optim.AdamW
+    average: dict[str, Tensor] | None
+
+    @classmethod
+    def of(cls, policy: Policy, recipe: Recipe) -> _State:
+        parameters = trainable(policy)
+        optimiser = torch.optim.AdamW(
+            parameters.values(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
+        )
+        average = {name: p.detach().clone() for name, p in parameters.items()} if recipe.ema else None
+        return cls(parameters, optimiser, average)
+
+    def gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    @torch.no_grad()
+    def take_step(self, recipe: Recipe, step: int) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        self.optimiser.step()
+        for name, value in (self.average or {}).items():
+            # early on the average follows closely, or it would still hold the start
+            value.lerp_(self.parameters[name], 1 - min(recipe.ema, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """The average, if one is kept, becomes the weights."""
+        for name, value in (self.average or {}).items():
+            self.parameters[name].copy_(value)
+
+
+def flow_loss(policy: Policy, examples: Examples, draw: Draw, of: int | None = None) -> Float[Tensor, ""]:
+    """Mean squared velocity error over the actions that count, in normalised units.
+
+    `of`: how many errors the mean is over, if these examples are only a share of them.
+    """
     device = examples.actions.device
     error = policy.loss(
         examples.batch,
-        examples.actions.repeat_interleave(draws, dim=0),
+        examples.actions.repeat_interleave(draw.draws, dim=0),
         draw.noise.to(device),
         draw.time.to(device),
-        examples.prefix.repeat(draws),
+        examples.prefix,
     )
-    real = examples.real.repeat_interleave(draws, dim=0)
-    return error[real].mean()
+    counted = error[examples.real.repeat_interleave(draw.draws, dim=0)]
+    return counted.mean() if of is None else counted.sum() / of
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -228,6 +258,27 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     warm = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
     cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
     return recipe.lr * warm * (recipe.lr_final + (1 - recipe.lr_final) * cosine)
+
+
+def _diverged(loss: float, norm: float, step: int, path: Path) -> TrainingError:
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+    return TrainingError(
+        f"{what} at step {step + 1}: training stopped, {_kept(path)}; try a lower learning rate"
+    )
+
+
+@contextmanager
+def _one_line_of_disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"training stopped: {error}; {_kept(path)}; mend it and call it again to go on"
+        ) from error
+
+
+def _kept(path: Path) -> str:
+    return f"step {steps_in(path)} is kept in {path}" if path.exists() else "nothing was saved yet"
 
 
 @contextmanager
@@ -271,22 +322,20 @@ def _request(
     }
 
 
-def _claim(directory: Path, request: Mapping[str, Any]) -> None:
+def _claim(directory: Path, request: Mapping[str, Any], ranks: Ranks) -> None:
     """Take a new directory for this training, or go on with one that was made by the same request."""
     path = directory / RECIPE
     if not path.exists():
-        write_json(path, request)
+        ranks.wait()  # until nobody will take the new file for an earlier training's
+        if ranks.first:
+            write_json(path, request)
         return
     earlier = read_json(path)
+    settings = Recipe.from_json(earlier.get("recipe", {})).to_json()  # with those that came later
     for what, value in request.items():
-        if earlier.get(what) != value:
+        had = settings if what == "recipe" else earlier.get(what)
+        if had != value:
             raise UsageError(
-                f"{directory} holds a training with {what} {earlier.get(what)}, not {value}: "
+                f"{directory} holds a training with {what} {had}, not {value}: "
                 "give another directory, or the same settings to go on"
             )
-
-
-def _peak_memory_mb() -> float:
-    """Largest resident size of this process so far; kilobytes on Linux, bytes on macOS."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

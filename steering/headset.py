@@ -11,8 +11,9 @@ Heads file (JSON):
 (layer, head) pairs without a tower. A file that has only those is read for the tower that the reader names;
 we write them too, whenever all heads lie in one tower, so that the published code reads our files.
 
-Selections: `best_heads`, `worst_heads` from scores, `random_heads` from the policy's shape and a seed. Dead
-heads (output without effect, such as the last vlm layer's) are never chosen and never accepted.
+Selections: `best_heads`, `worst_heads` from scores, `generic_heads` from the scores of several tasks,
+`random_heads` from the policy's shape and a seed. Dead heads (output without effect, such as the last vlm
+layer's) are never chosen and never accepted.
 """
 
 from __future__ import annotations
@@ -110,6 +111,33 @@ def random_heads(spec: PolicySpec, k: int, tower: str, seed: int, policy: str | 
     _check_k(k, len(live), tower)
     picks = np.random.default_rng(seed).choice(len(live), size=k, replace=False)
     return HeadSet(tuple(live[i] for i in picks), policy=policy, method=f"random (seed {seed})")
+
+
+def generic_heads(others: Sequence[HeadScores], k: int, tower: str) -> HeadSet:
+    """The k heads with the best mean rank over the scores of several tasks: what is good everywhere.
+
+    A function of the scores alone, in whatever order they come; ties go to the lower layer, then index. A
+    head's score is its mean rank, 1 for a head that is first on every task.
+    """
+    if not others:
+        raise UsageError("generic heads need the scores of at least one other task")
+    if repeated := [data for data, n in Counter(scores.data for scores in others).items() if n > 1]:
+        raise UsageError(f"two score files are of the same demonstrations {repeated[0]}: give one a task")
+    if len(policies := {scores.policy for scores in others}) > 1:
+        raise UsageError(f"score files are of several policies ({', '.join(sorted(policies))}): give one's")
+    ranked = [scores.ranked(tower) for scores in others]
+    everywhere = set(ranked[0]).intersection(*ranked[1:])
+    _check_k(k, len(everywhere), tower)
+    places = [{head: place for place, head in enumerate(order, start=1)} for order in ranked]
+    mean = {head: float(np.mean([place[head] for place in places])) for head in everywhere}
+    chosen = sorted(mean, key=lambda head: (mean[head], head))[:k]
+    methods = ", ".join(sorted({scores.method for scores in others}))
+    return HeadSet(
+        tuple(chosen),
+        policy=others[0].policy,
+        method=f"generic ({methods}, mean rank over {len(others)} tasks)",
+        scores=tuple(mean[head] for head in chosen),
+    )
 
 
 def _scored(scores: HeadScores, heads: Sequence[Head], method: str) -> HeadSet:

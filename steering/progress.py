@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -68,19 +69,24 @@ class Progress:
         self._bar.set_postfix({k: f"{v:.3g}" for k, v in values.items()})
         self.step, self.values = step, values
         if self.directory is not None:
-            self._log.write(json.dumps({"step": step, "seconds": round(self.seconds, 3), **values}) + "\n")
-            self._log.flush()
-            if time.perf_counter() - self._written > STATUS_INTERVAL:
-                self._status("running")
+            with suppress(OSError):  # a full disk stops a job where it saves its work, not here
+                self._log.write(
+                    json.dumps({"step": step, "seconds": round(self.seconds, 3), **values}) + "\n"
+                )
+                self._log.flush()
+                if time.perf_counter() - self._written > STATUS_INTERVAL:
+                    self._status("running")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
         if self.directory is not None:
-            self._log.close()
+            with suppress(OSError):
+                self._log.close()
             state = "done" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
-            self._status(state, str(error) or kind.__name__ if kind else None)
+            with suppress(OSError):
+                self._status(state, str(error) or kind.__name__ if kind else None)
 
     def _status(self, state: str, message: str | None = None) -> None:
         assert self.directory is not None

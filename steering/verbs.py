@@ -1,4 +1,4 @@
-"""The verbs that adapt: select, finetune, evaluate, export. See interp/verbs.py for what a verb is."""
+"""The verbs that adapt: select, finetune, evaluate, compare, export, serve. See interp/verbs.py for what a verb is."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from interp.verbs import demos_of, open_policy, open_run, policy_of
+from interp.verbs import demos_of, open_demos, open_policy, open_run, policy_of
 
 if TYPE_CHECKING:
+    from interp.heads import Head
     from interp.policies import Policy
     from interp.runs import Run
     from steering.headset import HeadSet
+    from steering.results import Result
+    from steering.suites import Subject
 
 
 def select(a: Namespace) -> None:
@@ -53,104 +56,274 @@ def _select_takes(p: ArgumentParser) -> None:
 def finetune(a: Namespace) -> None:
     """Train what a recipe says, by default the chosen heads' query rows and output columns, on the demonstrations."""
     from steering.finetune import finetune as train
-    from steering.recipes import Recipe
+    from steering.ranks import is_first, local_device
+    from steering.recipes import PUBLISHED, Recipe
+    from steering.retain import retain
 
     run = open_run(a.run)
+    settings = {k: getattr(a, k) for k in ("steps", "lr", "form") if getattr(a, k) is not None}
+    published = PUBLISHED if a.published else {}
+    recipe = Recipe.named(a.recipe, **{**published, **_pairs("--set", a.set), **settings})
     policy, demos = policy_of(run, a.policy), demos_of(run, a.demos)
-    heads = _heads(a.heads, run, policy) if a.heads else None
-    scores = run.read_scores(a.method) if a.recipe == "bottom-k" else None
-    changes = {k: v for k, v in (("steps", a.steps), ("lr", a.lr), ("form", a.form)) if v is not None}
-    recipe = Recipe.named(a.recipe, **changes)
+    policy.module.to(local_device(a.device))
     directory = run.path / "jobs" / (a.name or a.recipe)
-    done = train(policy, demos, recipe, directory, heads=heads, scores=scores, seed=a.seed)
-    print(
-        f"{directory / 'policy'}: {sum(done.summary['trainable_parameters'].values()):,} parameters trained"
+    done = train(
+        policy,
+        demos,
+        recipe,
+        directory,
+        heads=_heads(a.heads, run, policy) if a.heads else None,
+        scores=run.read_scores(a.method) if a.recipe == "bottom-k" else None,
+        others=[open_run(path).read_scores(a.method) for path in a.others],
+        seed=a.seed,
+        checkpoint_every=a.checkpoint_every,
+        cache_mb=a.cache_mb,
     )
+    if is_first():
+        count = sum(done.summary["trainable_parameters"].values())
+        print(f"{directory / 'policy'}: {count:,} parameters trained")
+        for average in retain(directory, a.retain):
+            print(average / "policy")
 
 
 def _finetune_takes(p: ArgumentParser) -> None:
     p.add_argument("--run", required=True)
-    p.add_argument("--recipe", default="aligned", help="aligned, random-k, bottom-k, all-heads, lora or full")
+    p.add_argument(
+        "--recipe",
+        default="aligned",
+        help="aligned, paper, all-heads, random-k, bottom-k, generic-k, ffn-only, lora or full (docs/recipes.md)",
+    )
     p.add_argument("--heads", help="a selection of the run, or a heads file")
     p.add_argument("--name", help="name of the job (the recipe by default)")
     p.add_argument("--policy", help="the run's own by default")
     p.add_argument("--demos", help="the run's own by default")
-    p.add_argument("--method", default="knn", help="scores that bottom-k reads")
+    p.add_argument("--method", default="knn", help="scores that bottom-k and generic-k read")
+    p.add_argument(
+        "--others", nargs="+", default=[], metavar="RUN", help="runs of other tasks, for generic-k"
+    )
     p.add_argument("--steps", type=int)
     p.add_argument("--lr", type=float)
     p.add_argument("--form", choices=("full", "low-rank"), help="form of the head slices")
+    p.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="SETTING=VALUE",
+        help="any setting of the recipe, e.g. ema=0.99",
+    )
+    p.add_argument("--published", action="store_true", help="the published steps, batch and learning rate")
+    p.add_argument(
+        "--retain",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="A",
+        help="also average with the base: 0.5 weighs both alike",
+    )
+    p.add_argument("--checkpoint-every", type=int, default=50, help="steps between two checkpoints")
+    p.add_argument("--cache-mb", type=float, default=2048, help="memory for activations that are frozen")
+    p.add_argument(
+        "--device", default="cpu", help="cpu or cuda (under accelerate launch: a device a process)"
+    )
     p.add_argument("--seed", type=int, default=0)
 
 
 def evaluate(a: Namespace) -> None:
-    """Let a policy act in closed loop on seeded episodes; with --run the result is kept and paired with the base."""
-    from interp.runs import read_json
-    from steering.results import Result, load_result, save_result
-    from steering.rollouts import evaluate as roll_out
+    """Let a policy act in closed loop on seeded episodes, in-domain or under perturbation suites. With --run results
+    are kept, paired with the base, and episodes that were run before are not run again."""
+    from tqdm import tqdm
+
+    from steering import suites
+    from steering.results import file_stem
+    from steering.rollouts import film
+    from steering.video import check_format
 
     run = open_run(a.run) if a.run else None
+    check_format(a.video_format)
+    variation = _variation(a.vary)
+    chosen = (suites.custom(variation),) if variation else suites.choose(a.suite)
+    subject = _subject(a, run)
+    done = suites.run_suites(
+        subject,
+        a.task,
+        chosen,
+        a.n,
+        a.seed,
+        directory=run.path / "results" if run else None,
+        execute=run.spec.execute if run and a.execute is None else a.execute,
+        against=a.against if run else None,
+        again=a.again,
+        workers=a.workers,
+    )
+    results = []
+    for result, path, new in done:
+        results.append(result)
+        rate, paired = result.success_rate, result.paired
+        interval = f"95 % {rate.low:.0%} to {rate.high:.0%}, n = {len(result.episodes)}"
+        line = f"{_about(result)}: {rate.value:.0%} success ({interval})"
+        if paired:
+            interval = f"95 % {paired.low:+.0%} to {paired.high:+.0%}"
+            line += f"\n  paired with {paired.against}: {paired.difference:+.0%} ({interval})"
+        tqdm.write(line + (f"\n  {path}{'' if new else ' (was there)'}" if path else ""))
+    for suite, result in zip(chosen, results, strict=True) if a.video else ():
+        folder = run.path / "videos" if run else Path()
+        stem = file_stem(subject.name if run else f"{subject.name}-{a.task}", suite.name)
+        films = {seed: folder / f"{stem}-seed{seed}.{a.video_format}" for seed in a.video}
+        scored = {e.seed: e for e in result.episodes}
+        condition, title = suite.condition(a.task), _about(result)
+        for file, episode in film(
+            subject.policy, condition, films, title=title, scored=scored, execute=result.settings["execute"]
+        ):
+            print(f"{file}: {episode.failure or 'success'} after {episode.steps} steps")
+
+
+def _about(result: Result) -> str:
+    """`aligned on pick-cube (lighting)`"""
+    from steering.results import IN_DOMAIN
+
+    suite = "" if result.suite == IN_DOMAIN else f" ({result.suite})"
+    return f"{result.name} on {result.task}{suite}"
+
+
+def _subject(a: Namespace, run: Run | None) -> Subject:
+    """Who is evaluated and under which name: a finetuned policy brings the summary of its training along."""
+    from interp.runs import read_json
+    from steering.suites import Subject
+
     policy = a.policy or (run.info["policy"]["source"] if run else "tiny-pi0")
     summary = Path(policy).parent / "summary.json"
     training = read_json(summary) if a.policy and summary.is_file() else None
     name = a.name or (Path(policy).parent.name if training else Path(policy).name)
-    done = roll_out(
-        policy, a.task, a.n, a.seed, workers=a.workers, variation=_variation(a.vary), execute=a.execute
-    )
     arm = training["recipe"]["name"] if training else ("base" if not a.policy else name)
-    result = Result.of(done, name=name, arm=arm, training=training)
-    if a.against and run:
-        baseline = run.results.get(a.against)
-        if baseline is None:
-            from interp.errors import unknown
-
-            raise unknown(f"result in run {run.path}", a.against, run.results)
-        result = result.against(load_result(baseline))
-    rate = result.success_rate
-    print(f"{name} on {a.task}: {rate.value:.0%} success (95 % {rate.low:.0%} to {rate.high:.0%}, n = {a.n})")
-    if result.paired:
-        p = result.paired
-        print(f"  paired with {p.against}: {p.difference:+.0%} (95 % {p.low:+.0%} to {p.high:+.0%})")
-    if run:
-        print(save_result(run.path / "results" / f"{name}.json", result))
+    fingerprint = training["policy"] if training else run.policy if run and not a.policy else None
+    return Subject(policy, name, arm, training, fingerprint)
 
 
 def _evaluate_takes(p: ArgumentParser) -> None:
     p.add_argument("--policy", help="directory or name (the run's base policy by default)")
-    p.add_argument("--task", required=True)
-    p.add_argument("--run", help="run that keeps the result")
-    p.add_argument("--name", help="name of the result")
-    p.add_argument("--against", help="result of the run to pair with")
-    p.add_argument("--n", type=int, default=100, help="episodes")
+    p.add_argument("--task", required=True, help="what the policy was adapted to; suites start from it")
+    p.add_argument("--run", help="run that keeps the results")
+    p.add_argument("--name", help="name of the results")
+    p.add_argument("--against", help="results of the run to pair with, suite by suite")
+    p.add_argument(
+        "--suite",
+        nargs="+",
+        default=["in-domain"],
+        metavar="SUITE",
+        help="lighting, form, distractors, camera, paraphrase, other-object, pose-shift, robot-start, gripper-offset, "
+        "unseen:TASK, forgetting:TASK, or all of visual, linguistic, physical, unseen, forgetting, all",
+    )
+    p.add_argument("--n", type=int, default=100, help="episodes a suite")
     p.add_argument("--seed", type=int, default=0, help="seed of the first episode; the same seeds pair arms")
     p.add_argument("--workers", type=int, default=2)
     p.add_argument("--execute", type=int, help="actions of a chunk to run before the next sample")
-    p.add_argument("--vary", nargs="+", default=[], metavar="KNOB=VALUE", help="variation, e.g. light=0.5")
+    p.add_argument(
+        "--vary", nargs="+", default=[], metavar="KNOB=VALUE", help="a suite of your own, e.g. light=0.5"
+    )
+    p.add_argument("--again", action="store_true", help="run episodes again that were run before")
+    p.add_argument("--video", type=int, nargs="+", default=[], metavar="SEED", help="film these episodes")
+    p.add_argument("--video-format", choices=("gif", "mp4"), default="gif", help="mp4 needs PyAV")
+
+
+def compare(a: Namespace) -> None:
+    """Put results side by side: success with intervals, differences to a baseline, robustness, forgetting, cost."""
+    from steering.compare import compare as compare_results
+    from steering.compare_report import FORMATS, render, write
+
+    comparison = compare_results(a.results, a.against)
+    if a.out:
+        for path in write(comparison, a.out, a.format or FORMATS):
+            print(path)
+    else:
+        for name in a.format or ["md"]:
+            print(render(comparison, name), end="")
+
+
+def _compare_takes(p: ArgumentParser) -> None:
+    p.add_argument("results", nargs="+", metavar="RUN", help="runs, directories of results, or result files")
+    p.add_argument("--against", help="the baseline's name (base, if there is one)")
+    p.add_argument("--out", help="directory for compare.md, .json and .html (else Markdown is printed)")
+    p.add_argument("--format", nargs="+", choices=("md", "json", "html"), help="all with --out, else md")
 
 
 def export(a: Namespace) -> None:
-    """Write a finetuned policy as a merged checkpoint, reloaded in a fresh process and compared before it is done."""
-    from interp.errors import UsageError
+    """Write a finetuned policy as a merged checkpoint or a PEFT adapter, reloaded in a fresh process and compared."""
     from interp.runs import read_json
-    from steering.export import export as export_policy
+    from steering.export import export_job
 
     run = open_run(a.run)
-    job = run.path / "jobs" / a.name
-    if not (job / "summary.json").is_file():
-        raise UsageError(f"{job}: no finished training of that name; finetune first")
-    policy, demos = open_policy(job / "policy"), demos_of(run, a.demos)
-    frames = [demos.observation(f) for f in range(0, len(demos), max(1, len(demos) // 8))][:8]
-    results = [read_json(p) for n, p in run.results.items() if n in ("base", a.name)]
-    card = {**read_json(job / "summary.json"), "results": results}
-    done = export_policy(policy, a.out or run.path / "exports" / a.name, frames, card, overwrite=a.overwrite)
-    print(f"{done.directory}: reloaded, {done.frames} frames agree within {done.difference:.1e}")
+    default = run.path / "exports" / (a.name if a.format == "merged" else f"{a.name}-{a.format}")
+    done = export_job(
+        run.path / "jobs" / a.name,
+        a.out or default,
+        demos_of(run, a.demos),
+        form=a.format,
+        base=a.policy,
+        results=[read_json(p) for n, p in run.results.items() if n.partition("--")[0] in ("base", a.name)],
+        overwrite=a.overwrite,
+    )
+    size = sum(file.stat().st_size for file in done.directory.rglob("*") if file.is_file()) / 2**20
+    agree = f"{done.frames} frames agree within {done.difference:.1e}"
+    print(f"{done.directory}: {a.format}, {size:.1f} MB; reloaded, {agree}")
 
 
 def _export_takes(p: ArgumentParser) -> None:
     p.add_argument("--run", required=True)
     p.add_argument("--name", default="aligned", help="the finished job to export")
-    p.add_argument("--out", help="directory to write (exports/NAME in the run by default)")
+    p.add_argument("--format", choices=("merged", "peft"), default="merged", help="checkpoint, or adapter")
+    p.add_argument(
+        "--out", help="directory to write (exports/NAME or exports/NAME-peft in the run by default)"
+    )
+    p.add_argument("--policy", help="the base policy, if it has moved since the training")
     p.add_argument("--demos", help="frames to verify on (the run's own by default)")
     p.add_argument("--overwrite", action="store_true")
+
+
+def serve(a: Namespace) -> None:
+    """Let robots with openpi-client use a policy over a websocket, with heads switched off if wanted."""
+    import logging
+
+    from steering.serving import LivePolicy, PolicyServer, Reader, Settings, mean_z
+    from steering.serving import serve as run_server
+
+    settings = Settings(a.host, a.port, seed=a.seed, frame_mb=a.frame_mb)
+    policy = open_policy(a.policy)
+    cameras = {camera: str(key) for camera, key in _pairs("--camera", a.camera).items()}
+    reader = Reader(a.layout, policy.spec, cameras, a.prompt)
+    live = LivePolicy(policy, mean_z(policy, open_demos(a.demos), seed=a.seed) if a.demos else None)
+    live.switch(_named_heads(a.heads, policy) if a.heads else (), a.ablate)
+    logging.getLogger("robosteer.serve").setLevel(logging.INFO)
+
+    def ready(port: int) -> None:
+        off = f", {len(live.off)} heads off ({live.ablation})" if live.off else ""
+        print(f"ws://{a.host}:{port}  {a.policy} for {a.layout} robots{off}; Ctrl-C stops", flush=True)
+
+    run_server(PolicyServer(live, reader, settings), ready)
+
+
+def _serve_takes(p: ArgumentParser) -> None:
+    p.add_argument("--policy", default="tiny-pi0", help="directory, hub id or tiny-pi0")
+    p.add_argument(
+        "--layout",
+        choices=("droid", "libero", "testbed"),
+        default="testbed",
+        help="keys that the robot sends",
+    )
+    p.add_argument(
+        "--camera",
+        nargs="+",
+        default=[],
+        metavar="CAMERA=KEY",
+        help="key of a camera, where names do not tell",
+    )
+    p.add_argument("--prompt", help="instruction for robots that send none")
+    p.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; there is no password")
+    p.add_argument("--port", type=int, default=8000)
+    p.add_argument("--heads", help="heads to switch off: a heads file, or expert.L3H5,expert.L4H0")
+    p.add_argument("--ablate", choices=("zero", "mean"), default="zero", help="what takes a head's place")
+    p.add_argument("--demos", help="demonstrations that --ablate mean averages over")
+    p.add_argument("--frame-mb", type=float, default=32, help="largest frame that is accepted")
+    p.add_argument("--seed", type=int, default=0, help="of the flow noise")
 
 
 # ---- what these verbs share
@@ -163,7 +336,21 @@ def _heads(name: str, run: Run, policy: Policy) -> HeadSet:
     return read_heads(run.selections.get(name, Path(name)), policy)
 
 
+def _named_heads(text: str, policy: Policy) -> Sequence[Head]:
+    """A heads file, or heads written out."""
+    from interp.heads import Head
+    from steering.headset import read_heads
+
+    if Path(text).is_file():
+        return read_heads(text, policy).heads
+    return [Head.parse(part) for part in text.split(",")]
+
+
 def _variation(pairs: Sequence[str]) -> dict[str, object] | None:
+    return _pairs("--vary", pairs) or None
+
+
+def _pairs(option: str, pairs: Sequence[str]) -> dict[str, object]:
     """`light=0.5` -> {"light": 0.5}: values are JSON where they can be, else text."""
     import json
 
@@ -173,17 +360,19 @@ def _variation(pairs: Sequence[str]) -> dict[str, object] | None:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError(f"--vary {pair}: write KNOB=VALUE, for example light=0.5")
+            raise UsageError(f"{option} {pair}: write NAME=VALUE, for example light=0.5")
         try:
             knobs[name] = json.loads(value)
         except json.JSONDecodeError:
             knobs[name] = value
-    return knobs or None
+    return knobs
 
 
 VERBS = (
     (select, _select_takes),
     (finetune, _finetune_takes),
     (evaluate, _evaluate_takes),
+    (compare, _compare_takes),
     (export, _export_takes),
+    (serve, _serve_takes),
 )

@@ -21,6 +21,7 @@ __all__ = [
     "TokenSpan",
     "TowerSpec",
     "load_policy",
+    "policy_directory",
 ]
 
 
@@ -28,7 +29,7 @@ def load_policy(name: str | Path, device: str | torch.device = "cpu") -> Policy:
     """`tiny-pi0` (the embedded default), a directory, or a hub id. Weights that do not fit their config are
     an error.
     """
-    directory = _directory(str(name))
+    directory = policy_directory(str(name))
     config = directory / "config.json"
     if not config.is_file():
         raise UsageError(f"{directory} is not a policy: it has no config.json")
@@ -50,7 +51,8 @@ def _load_pi0(directory: Path, device: str | torch.device, source: str) -> Polic
     return PI0Policy.load(directory, device, source)
 
 
-def _directory(name: str) -> Path:
+def policy_directory(name: str) -> Path:
+    """Where a policy of that name lies; asks the hub for what is neither embedded nor a directory."""
     if name == "tiny-pi0":
         from testbed import TINY_PI0
 

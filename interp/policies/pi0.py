@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -30,14 +30,15 @@ from transformers import (
     PI0ForConditionalGeneration,
     PreTrainedTokenizerBase,
 )
-from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging
 
 from interp.errors import UsageError, unknown
 from interp.policies.dead import dead_heads
+from interp.policies.pi0_cache import cache_over
+from interp.policies.pi0_spec import pi0_spec
 from interp.policies.preprocessing import FILE, Preprocessing
-from interp.policies.protocol import Batch, Block, Observation, Prefix
-from interp.policies.spec import PolicySpec, TokenSpan, TowerSpec
+from interp.policies.protocol import Batch, Block, Observation, Prefix, Readout
+from interp.policies.spec import TowerSpec
 
 # What a network computes depends on these and not on the shapes and values of its weights alone.
 _DEFINING = (
@@ -64,6 +65,7 @@ class PI0Policy:
         self.preprocessing = preprocessing
         self.source = source
         self.spec = pi0_spec(module.config, preprocessing)
+        self.spec = replace(self.spec, towers={name: self._counted(name) for name in self.spec.towers})
         self.fingerprint = self._fingerprint()
         dead = dead_heads(self)
         towers = {name: replace(tower, dead=dead[name]) for name, tower in self.spec.towers.items()}
@@ -115,7 +117,8 @@ class PI0Policy:
             fresh.chmod(0o755)
             _quietly(self.module.save_pretrained, fresh)
             self.tokenizer.save_pretrained(fresh)
-            (fresh / FILE).write_text(json.dumps(self.preprocessing.to_json(), indent=1))
+            about = {**self.preprocessing.to_json(), **self.preprocessing.notes}
+            (fresh / FILE).write_text(json.dumps(about, indent=1))
             if target.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
                 target.rename(old / target.name)
@@ -125,6 +128,12 @@ class PI0Policy:
                 fresh.rename(target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
+
+    def _counted(self, tower: str) -> TowerSpec:
+        """With the heads that the output projections really read: layers of a pruned network differ."""
+        spec = self.spec.towers[tower]
+        reads = (self.out_projection(tower, layer).in_features for layer in range(spec.layers))
+        return replace(spec, heads_per_layer=tuple(width // spec.d_head for width in reads))
 
     def _fingerprint(self) -> str:
         """Over weights, preprocessing, vocabulary and the defining part of the configuration: not over file
@@ -232,7 +241,9 @@ class PI0Policy:
         x: Float[Tensor, "batch horizon max_action_dim"],
         time: Float[Tensor, " batch"],
         prefix: Prefix | None = None,
+        cache: DynamicCache | None = None,
     ) -> Float[Tensor, "batch horizon max_action_dim"]:
+        """`cache` is over the prefix; kept from step to step it saves copying the prefix every time."""
         rows = len(batch["state"])
         if len(x) % rows or len(time) != len(x):
             raise UsageError(
@@ -241,17 +252,59 @@ class PI0Policy:
         draws = len(x) // rows
         if prefix is None:
             prefix = self.prefix(batch, draws)
-        if len(prefix) != len(x):
+        if len(prefix) not in (rows, len(x)):
             raise UsageError(
-                f"the prefix has {len(prefix)} rows and x {len(x)}: repeat the prefix by {draws} draws"
+                f"the prefix has {len(prefix)} rows and x {len(x)}: it needs one a draw, or {rows} to be shared"
             )
+        if len(prefix) < len(x):
+            return self._velocity_of_draws(batch, x, time, prefix)
         return self.module(
             state=batch["state"].repeat_interleave(draws, dim=0).to(self.module.dtype),
             noise=x.to(self.module.dtype),
             timestep=time.float(),
             attention_mask=prefix.mask,
-            past_key_values=_cache_over(prefix),
+            past_key_values=cache_over(prefix) if cache is None else cache,
         ).logits
+
+    def _velocity_of_draws(
+        self,
+        batch: Batch,
+        x: Float[Tensor, "batch_draw horizon max_action_dim"],
+        time: Float[Tensor, " batch_draw"],
+        prefix: Prefix,
+    ) -> Float[Tensor, "batch_draw horizon max_action_dim"]:
+        """All draws of an observation as one sequence over its prefix, which is then neither copied nor read
+        once a draw. A block-diagonal mask keeps the draws apart, so the numbers are those of a repeated prefix.
+        """
+        draws = len(x) // len(prefix)
+        state = batch["state"].repeat_interleave(draws, dim=0).to(self.module.dtype)
+        tokens = self.module.embed_action_time(state, x.to(self.module.dtype), time.float())
+        tokens = rearrange(tokens, "(batch draw) pos d_model -> batch (draw pos) d_model", draw=draws)
+
+        length = 1 + self.spec.horizon  # the state, then the actions
+        draw = torch.arange(draws, device=x.device).repeat_interleave(length)
+        pos = torch.arange(length, device=x.device).repeat(draws)
+        # Within its draw an action sees everything, the state only itself.
+        suffix = (draw[:, None] == draw) & ((pos[:, None] > 0) | (pos == 0))
+        past = prefix.mask.bool()
+        seen = torch.cat(
+            [
+                repeat(past, "batch token -> batch 1 query token", query=len(pos)),
+                repeat(suffix, "query key -> batch 1 query key", batch=len(past)),
+            ],
+            dim=-1,
+        )
+        blocked = torch.zeros(seen.shape, dtype=tokens.dtype, device=x.device)
+        blocked.masked_fill_(~seen, torch.finfo(tokens.dtype).min)
+        model = self.module.model
+        out = model.dit(
+            inputs_embeds=tokens,
+            attention_mask=blocked,
+            position_ids=past.sum(dim=-1, keepdim=True) + pos,
+            past_key_values=cache_over(prefix),
+        ).last_hidden_state
+        actions = rearrange(out, "batch (draw pos) d_model -> (batch draw) pos d_model", draw=draws)[:, 1:]
+        return self.module.action_out_proj(actions)
 
     def loss(
         self,
@@ -267,16 +320,21 @@ class PI0Policy:
         return ((velocity - (noise - target)) ** 2)[..., : self.spec.action_dim]
 
     def denoise(
-        self, batch: Batch, noise: Float[Tensor, "batch horizon max_action_dim"], prefix: Prefix | None = None
+        self,
+        batch: Batch,
+        noise: Float[Tensor, "batch horizon max_action_dim"],
+        prefix: Prefix | None = None,
+        steps: range | None = None,
     ) -> Float[Tensor, "batch horizon max_action_dim"]:
         if prefix is None:
             prefix = self.prefix(batch, len(noise) // len(batch["state"]))
-        steps = self.spec.flow_steps
-        dt = -1.0 / steps
+        total = self.spec.flow_steps
+        dt = -1.0 / total
+        cache = cache_over(prefix)
         x = noise
-        for step in range(steps):
+        for step in range(total) if steps is None else steps:
             time = torch.full((len(x),), 1.0 + step * dt, dtype=torch.float32, device=x.device)
-            x = x + dt * self.velocity(batch, x, time, prefix)
+            x = x + dt * self.velocity(batch, x, time, prefix, cache)
         return x
 
     def sample(
@@ -334,74 +392,11 @@ class PI0Policy:
         assert query is not None
         return query
 
-
-def pi0_spec(config: Any, preprocessing: Preprocessing) -> PolicySpec:
-    """The spec that configuration and preprocessing imply; dead heads are measured later."""
-    text, vision, expert = config.vlm_config.text_config, config.vlm_config.vision_config, config.dit_config
-    if preprocessing.image_size != vision.image_size:
-        raise UsageError(
-            f"{FILE}: image_size {preprocessing.image_size}, but the network sees {vision.image_size}"
+    def readout(self) -> Readout:
+        # An Euler step of flow time -1 / steps along the velocity.
+        return Readout(
+            self.module.model.dit.norm, self.module.action_out_proj, scale=-1.0 / self.spec.flow_steps
         )
-    for kind, dim, limit in (
-        ("state", preprocessing.state_dim, config.max_state_dim),
-        ("action", preprocessing.action_dim, config.max_action_dim),
-    ):
-        if dim > limit:
-            raise UsageError(f"{FILE}: {kind}_dim {dim} exceeds the network's {limit}")
-    if text.num_hidden_layers != expert.num_hidden_layers:
-        raise UsageError(
-            "config.json: the expert reads the vlm layer by layer, so both need the same number of layers"
-        )
-    side = vision.image_size // vision.patch_size
-    spans: dict[str, TokenSpan] = {}
-    stop = 0
-    for camera in preprocessing.cameras:
-        start, stop = stop, stop + side * side
-        spans[f"image/{camera}"] = TokenSpan(start, stop, (side, side))
-    for name, length in (("language", preprocessing.max_tokens), ("state", 1), ("action", config.chunk_size)):
-        start, stop = stop, stop + length
-        spans[name] = TokenSpan(start, stop)
-    vision_heads = vision.num_attention_heads
-    return PolicySpec(
-        family="pi0",
-        towers={
-            "vision": TowerSpec(
-                (vision_heads,) * vision.num_hidden_layers, vision_heads, vision.hidden_size // vision_heads
-            ),
-            "vlm": _gemma_tower(text),
-            "expert": _gemma_tower(expert),
-        },
-        spans=spans,
-        cameras=preprocessing.cameras,
-        image_size=preprocessing.image_size,
-        state_dim=preprocessing.state_dim,
-        action_dim=preprocessing.action_dim,
-        max_action_dim=config.max_action_dim,
-        horizon=config.chunk_size,
-        flow_steps=config.num_inference_steps,
-        fps=preprocessing.fps,
-        execute=preprocessing.execute,
-        state_names=preprocessing.named("state"),
-        action_names=preprocessing.named("action"),
-    )
-
-
-def _gemma_tower(config: Any) -> TowerSpec:
-    # Gemma's head_dim is its own number, not width // heads.
-    return TowerSpec(
-        (config.num_attention_heads,) * config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-    )
-
-
-def _cache_over(prefix: Prefix) -> DynamicCache:
-    """A transformers cache that starts at the prefix and grows by concatenation; the prefix stays as is."""
-    cache = DynamicCache()
-    for keys, values in zip(prefix.keys, prefix.values, strict=True):
-        layer = DynamicLayer()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
-    return cache
 
 
 def _quietly(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -66,10 +66,8 @@ class Prefix:
         return self.mask.shape[0]
 
     def repeat(self, draws: int) -> "Prefix":
-        """Every row `draws` times, neighbours in the batch."""
-        if draws == 1:
-            return self
-        return self._map(lambda tensor: tensor.repeat_interleave(draws, dim=0))
+        """Every row `draws` times, neighbours in the batch. A single row is not copied."""
+        return self._map(lambda tensor: tensor[:, None].expand(-1, draws, *tensor.shape[1:]).flatten(0, 1))
 
     def select(self, rows: Int[Tensor, " rows"] | slice) -> "Prefix":
         return self._map(lambda tensor: tensor[rows])
@@ -96,6 +94,18 @@ class Block:
     key: nn.Linear | None = None
     value: nn.Linear | None = None
     mlp: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How the expert's stream becomes action: a flow step adds scale * projection(norm(stream)) to the chunk.
+
+    Of the projection's outputs the first `action_dim` are real.
+    """
+
+    norm: nn.Module
+    projection: nn.Linear
+    scale: float
 
 
 @runtime_checkable
@@ -126,7 +136,8 @@ class Policy(Protocol):
         prefix: Prefix | None = None,
     ) -> Float[Tensor, "batch horizon max_action_dim"]:
         """One pass of the expert. x may hold several draws of each row of batch, as `Prefix.repeat` orders
-        them.
+        them. The prefix has one row for each of them, or one for each row of batch, which its draws then share:
+        the same numbers, less work; the expert's activations then have all draws of an observation along pos.
         """
         ...
 
@@ -142,9 +153,15 @@ class Policy(Protocol):
         ...
 
     def denoise(
-        self, batch: Batch, noise: Float[Tensor, "batch horizon max_action_dim"], prefix: Prefix | None = None
+        self,
+        batch: Batch,
+        noise: Float[Tensor, "batch horizon max_action_dim"],
+        prefix: Prefix | None = None,
+        steps: range | None = None,
     ) -> Float[Tensor, "batch horizon max_action_dim"]:
-        """All flow steps from noise to normalised actions, deterministic."""
+        """All flow steps from noise to normalised actions, deterministic; or only `steps`, from what the step
+        before the first of them left.
+        """
         ...
 
     def sample(
@@ -172,6 +189,8 @@ class Policy(Protocol):
     def out_projection(self, tower: str, layer: int) -> nn.Linear: ...
 
     def query_projection(self, tower: str, layer: int) -> nn.Linear: ...
+
+    def readout(self) -> Readout: ...
 
     def save(self, directory: str | Path) -> None:
         """A directory that `load_policy` reads back, there completely or not at all."""

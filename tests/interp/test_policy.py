@@ -56,8 +56,28 @@ def test_one_prefix_serves_many_draws_and_is_left_as_it_was(
 
 def test_a_prefix_of_another_size_is_refused(policy: Policy, observations: list[Observation]) -> None:
     batch = policy.batch(observations)
-    with pytest.raises(UsageError, match="repeat the prefix by 2 draws"):
-        policy.velocity(batch, policy.noise(6, 0), torch.rand(6), policy.prefix(batch))
+    with pytest.raises(
+        UsageError, match="the prefix has 6 rows and x 12: it needs one a draw, or 3 to be shared"
+    ):
+        policy.velocity(batch, policy.noise(12, 0), torch.rand(12), policy.prefix(batch, draws=2))
+
+
+def test_draws_that_share_a_prefix_get_the_numbers_and_gradients_of_a_repeated_one(
+    policy: Policy, observations: list[Observation]
+) -> None:
+    batch = policy.batch(observations)
+    assert not batch["attention_mask"].all()  # padded words must stay unseen in both forms
+    x, time = policy.noise(12, seed=0).requires_grad_(), torch.rand(12)
+    prefix = policy.prefix(batch)
+    shared = policy.velocity(batch, x, time, prefix)
+    repeated = policy.velocity(batch, x, time, prefix.repeat(4))
+    # the same sums in another order, through 3 layers in float32
+    torch.testing.assert_close(shared, repeated, atol=1e-5, rtol=1e-5)
+    theirs, ours = (torch.autograd.grad(v.square().sum(), x)[0] for v in (repeated, shared))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    leaked = torch.autograd.grad(policy.velocity(batch, x, time, prefix)[5].sum(), x)[0]
+    assert leaked[5].any()
+    assert not leaked[[row for row in range(12) if row != 5]].any()  # no draw sees another
 
 
 def test_normalisation_round_trips(policy: Policy) -> None:

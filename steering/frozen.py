@@ -1,0 +1,117 @@
+"""The constant part of a prefix: what a frame always gives, as long as nothing before it trains.
+
+`first_trained_layer` finds where training begins; `Constant` says what lies before, as a tree of tensors that can be
+stored a frame at a time, and completes it to the whole prefix, with gradients to what trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.policies import Batch, Policy, Prefix
+
+
+def first_trained_layer(policy: Policy, batch: Batch) -> int | None:
+    """The first vlm layer that must run again at every step; the number of layers if the whole prefix is a
+    constant; None if already what enters the vlm is not."""
+    layers = policy.spec.tower("vlm").layers
+    grown: list[bool] = []
+    with torch.enable_grad():
+        prefix = _watched(policy, batch, lambda hidden, arguments: grown.append(hidden.requires_grad))
+    if not any(t.requires_grad for t in (*prefix.keys, *prefix.values)):
+        return layers
+    if not grown or grown[0]:  # layers that are not called as modules, or gradients from before the vlm
+        return None
+    return grown.count(False) - 1
+
+
+class Constant:
+    """Everything before vlm layer `start`."""
+
+    def __init__(self, policy: Policy, start: int) -> None:
+        self.policy, self.start = policy, start
+        self.layers = policy.spec.tower("vlm").layers
+
+    def of(self, batch: Batch) -> dict[str, Any] | None:
+        """None if this family's vlm cannot start in the middle: its layers must hand keys and values to a
+        `past_key_values` with transformers' `update`."""
+        inputs: list[Tensor] = []
+        arguments: list[Mapping[str, Any]] = []
+
+        def see(hidden: Tensor, others: Mapping[str, Any]) -> None:
+            inputs.append(hidden)
+            arguments.append(others)
+
+        with torch.no_grad():
+            prefix = _watched(self.policy, batch, see)
+        # Pixels have done their work: the expert asks the batch for the state alone.
+        values: dict[str, Any] = {
+            "batch": {name: t for name, t in batch.items() if not name.startswith("pixel")},
+            "keys": prefix.keys[: self.start],
+            "values": prefix.values[: self.start],
+            "mask": prefix.mask,
+        }
+        if self.start == self.layers:
+            return values
+        later = arguments[self.start :]
+        if not later or not all("past_key_values" in others for others in later):
+            return None
+        return {
+            **values,
+            "input": inputs[self.start],
+            "arguments": [{**others, "past_key_values": None} for others in later],
+        }
+
+    def complete(self, values: Mapping[str, Any]) -> tuple[Batch, Prefix]:
+        keys, found = list(values["keys"]), list(values["values"])
+        if self.start < self.layers:
+            rest = _KeyValues(last=self.layers - 1)
+            hidden = values["input"]
+            for layer, others in enumerate(values["arguments"], start=self.start):
+                try:
+                    out = self.policy.block("vlm", layer).layer(hidden, **{**others, "past_key_values": rest})
+                except _Complete:
+                    break
+                hidden = out[0] if isinstance(out, tuple) else out
+            keys += rest.keys
+            found += rest.values
+        return values["batch"], Prefix(tuple(keys), tuple(found), values["mask"])
+
+
+def _watched(policy: Policy, batch: Batch, see: Callable[[Tensor, Mapping[str, Any]], None]) -> Prefix:
+    """The prefix, while `see` is shown what enters every vlm layer: hidden states, and all other arguments."""
+
+    def show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        see(args[0] if args else kwargs["hidden_states"], others)
+
+    with ExitStack() as stack:
+        for layer in range(policy.spec.tower("vlm").layers):
+            module = policy.block("vlm", layer).layer
+            stack.callback(module.register_forward_pre_hook(show, with_kwargs=True).remove)
+        return policy.prefix(batch)
+
+
+class _Complete(Exception):
+    """Keys and values of all layers are there: the rest of the last layer reaches nothing."""
+
+
+class _KeyValues:
+    """The one method of a transformers cache that an attention layer calls; layers come in order."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *others: Any) -> tuple[Tensor, Tensor]:
+        self.keys.append(keys)
+        self.values.append(values)
+        if layer == self.last:
+            raise _Complete
+        return keys, values
