@@ -8,11 +8,17 @@ demos        demonstrations (LeRobotDataset v3) as observations and actions
 capture      z of every head at chosen tokens, streamed to disk, resumable
 sweep        many edits of z as rows of one batch: the engine under ablation and patching
 ablation     what the policy loses without a head
+replay       a pass that starts in the middle, at the layer that an edit is in
 patching     which heads carry the difference between two observations
-attribution  the same from a gradient; what a head itself writes into the action
+paths        what one head tells another, or the action, directly
+attribution  the same from gradients; what a head itself writes into the action
 mass         where heads look, span by span
+factors      twins in which one thing differs: how visual, linguistic, physical a head is
+explain      one action: the heads that made it, what they look at, where else they are strong
+footage      what every head looks at in every frame, for people to watch
 view         one tower as TransformerLens sees a model
 knn          which heads know the demonstrated action
+stability    how far that ranking depends on the demonstrations
 scores       HeadScores, the one result type of every method
 runs         all of it as plain files in a directory
 

@@ -27,15 +27,18 @@ from typing import Literal
 import numpy as np
 import torch
 from einops import rearrange, reduce, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from interp.assembly import Interval, bootstrap, resumable, spread, tower_scores
 from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.heads import Head
+from interp.noise import frame_noise
 from interp.policies.protocol import Batch, Policy
-from interp.scores import HeadScores, TowerScores
-from interp.sweep import BUDGET, NOTHING, Edit, Stage, bootstrap, head_grid, resumable, single, z_values
+from interp.scores import HeadScores
+from interp.sites import Tap, site_name, tapped
+from interp.sweep import BUDGET, NOTHING, Edit, Stage, single, z_values
 
 MODES = ("zero", "mean", "resample")
 EFFECTS = ("action", "loss")
@@ -123,13 +126,9 @@ def ablate(
         problem.check_dead(tower)
         changes = problem.changes(edits, None if directory is None else Path(directory) / tower, progress)
         effect = problem.effect(changes)
-        low, high = problem.interval(effect, resamples)
-        scored[tower] = TowerScores(
-            value=head_grid(policy, edits, effect.mean(axis=1), tower),
-            low=None if low is None else head_grid(policy, edits, low, tower),
-            high=None if high is None else head_grid(policy, edits, high, tower),
-            dead=policy.spec.tower(tower).dead,
-        )
+        heads = [edit.heads[0] for edit in edits]
+        interval = problem.interval(effect, resamples)
+        scored[tower] = tower_scores(policy, tower, heads, effect.mean(axis=1), interval)
     effect_of = "the action chunk" if settings.effect == "action" else "the imitation loss"
     return HeadScores(
         method=settings.method,
@@ -141,6 +140,25 @@ def ablate(
         data=demos.fingerprint,
         n={"episodes": len(np.unique(problem.episode)), "frames": len(problem.frames)},
         settings={**asdict(settings), "reference": problem.reference.fingerprint, "resamples": resamples},
+    )
+
+
+def ablated(
+    policy: Policy,
+    demos: Demonstrations,
+    frames: Sequence[int],
+    edits: Sequence[Edit],
+    settings: AblationSettings | None = None,
+    *,
+    reference: Demonstrations | None = None,
+    budget: int = BUDGET,
+) -> Float[np.ndarray, "edit frame repeat horizon action"]:
+    """What every edit adds to the action chunk, or to the loss, of the named frames: all that the effects are made of.
+
+    Normalised units, ablated minus intact; `repeat` counts donors. NaN at steps past the end of the episode (loss).
+    """
+    return _Problem(policy, demos, settings or AblationSettings(), reference or demos, budget).block(
+        frames, edits
     )
 
 
@@ -191,7 +209,7 @@ class _Problem:
         self.reference = reference.for_policy(policy.spec)
         self.settings = settings
         self.budget = budget
-        self.frames = _evenly(len(demos), settings.frames)
+        self.frames = spread(len(demos), settings.frames)
         self.episode = demos.episode_of[self.frames]
         self._means: dict[str, dict[str, Tensor]] = {}
 
@@ -241,20 +259,31 @@ class _Problem:
             return np.nanmean(changes, axis=(2, 3, 4))
         return np.sqrt((changes**2).mean(axis=(3, 4))).mean(axis=2)
 
-    def interval(
-        self, effect: Float[np.ndarray, "edit frame"], resamples: int
-    ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    def interval(self, effect: Float[np.ndarray, "edit frame"], resamples: int) -> Interval:
         return bootstrap(effect, np.ones(effect.shape[1]), self.episode, resamples, self.settings.seed)
 
     def check_dead(self, tower: str) -> None:
         dead = tuple(Head(tower, *pair) for pair in self.policy.spec.tower(tower).dead)
         if not dead:
             return
-        frames = self.frames[:1].tolist()
-        # One edit a pass: runs of the same shape compute the same bits, so the difference must be exactly zero.
-        stage = Stage(self.policy, self._batch(self.demos, frames), budget=0)
-        out = self._measured(stage, frames, [NOTHING, Edit(dead)], None)
-        if not torch.equal(out[0].nan_to_num(), out[1].nan_to_num()):
+        frame = self.frames[:1].tolist()
+        batch, noise = self._batch(self.demos, frame), self._noise(frame, draws=1)[:, 0]
+
+        def silence(layer: int) -> Tap:
+            def zero(z: Tensor, step: int | None) -> Tensor:
+                z = z.clone()
+                z[..., [head.index for head in dead if head.layer == layer], :] = 0
+                return z
+
+            return zero
+
+        # The whole policy, without a sweep's short cuts: runs of the same shape compute the same bits.
+        taps = {site_name(tower, h.layer, "attn.hook_z"): silence(h.layer) for h in dead}
+        with torch.no_grad():
+            intact = self.policy.denoise(batch, noise)
+            with tapped(self.policy, taps):
+                silenced = self.policy.denoise(batch, noise)
+        if not torch.equal(intact, silenced):
             raise RuntimeError(
                 f"{len(dead)} heads of {tower} are marked dead, but ablating them changes the action"
             )
@@ -290,16 +319,8 @@ class _Problem:
     def _noise(
         self, frames: Sequence[int], draws: int, demos: Demonstrations | None = None
     ) -> Float[Tensor, "frame draw horizon max_action_dim"]:
-        """Seeded by episode and frame, so that a frame's numbers do not depend on which others are used."""
-        demos = demos or self.demos
-
-        def of(frame: int) -> Tensor:
-            episode = demos.episodes[int(demos.episode_of[frame])].index
-            words = np.random.SeedSequence([self.settings.seed, episode, int(demos.frame_of[frame])])
-            seed = int(words.generate_state(1, np.uint64)[0]) >> 1
-            return self.policy.noise(draws, torch.Generator().manual_seed(seed))
-
-        return torch.stack([of(frame) for frame in frames])
+        noise = frame_noise(self.policy, demos or self.demos, frames, self.settings.seed, draws)
+        return rearrange(noise, "(frame draw) h a -> frame draw h a", draw=draws)
 
     def _batch(self, demos: Demonstrations, frames: Sequence[int]) -> Batch:
         return self.policy.batch(list(demos.observations(frames)))
@@ -343,7 +364,7 @@ class _Problem:
 
     def _mean(self, tower: str) -> dict[str, Tensor]:
         """Expert: [step, draw, pos, head, d_head]; others with a batch axis of 1."""
-        frames = _evenly(len(self.reference), self.settings.frames)
+        frames = spread(len(self.reference), self.settings.frames)
         totals: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         for start in range(0, len(frames), self.settings.block):
@@ -377,9 +398,3 @@ class _Problem:
             raise UsageError("resample ablation needs another frame to draw from: give a reference set")
         rng = np.random.default_rng([self.settings.seed, frame, at])
         return int(rng.choice(others))
-
-
-def _evenly(total: int, wanted: int | None) -> Int[np.ndarray, " frame"]:
-    if wanted is None or wanted >= total:
-        return np.arange(total)
-    return np.unique(np.linspace(0, total - 1, wanted).round().astype(int))

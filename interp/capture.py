@@ -33,6 +33,7 @@ from tqdm import tqdm
 from interp.demos import Demonstrations
 from interp.errors import UsageError, unknown
 from interp.heads import Head
+from interp.noise import frame_noise as frame_noise
 from interp.policies.protocol import Batch, Observation, Policy
 from interp.runs import Run, Signals, read_json, write_atomic, write_json
 from interp.sites import Tap, site_name, tapped
@@ -157,7 +158,7 @@ class _Pass:
             for start in todo:
                 frames = range(start, min(start + BLOCK, len(demos)))
                 observations = list(demos.observations(frames))
-                noise = _noise(policy, demos, frames, seed)
+                noise = frame_noise(policy, demos, frames, seed)
                 z, prediction = capture_block(policy, observations, noise, self.keys)
                 for key, values in z.items():
                     _check_finite(values, key, frames)
@@ -186,7 +187,7 @@ class _Pass:
             for camera, image in observation.images.items():
                 path = self.run.frame_path(episode, camera, int(demos.frame_of[frame]))
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _thumbnail(image).save(path, "JPEG", quality=90)
+                thumbnail(image).save(path, "JPEG", quality=90)
 
 
 def capture_block(
@@ -245,19 +246,6 @@ def _taps(policy: Policy, layers: Mapping[Key, list[Tensor]], places: _Places) -
     }
 
 
-def _noise(
-    policy: Policy, demos: Demonstrations, frames: range, seed: int
-) -> Float[Tensor, "frame horizon max_action_dim"]:
-    def generator(frame: int) -> torch.Generator:
-        episode = demos.episodes[int(demos.episode_of[frame])].index
-        words = np.random.SeedSequence([seed, episode, int(demos.frame_of[frame])]).generate_state(
-            1, np.uint64
-        )
-        return torch.Generator().manual_seed(int(words[0]) >> 1)
-
-    return torch.cat([policy.noise(1, generator(frame)) for frame in frames])
-
-
 def _signals(
     demos: Demonstrations, frames: range, observations: Sequence[Observation], prediction: Tensor
 ) -> Signals:
@@ -280,7 +268,7 @@ def _check_finite(z: Z, key: Key, frames: range) -> None:
         raise UsageError(f"z of {where} at {key[1]} is not finite in frame {frames[frame]}")
 
 
-def _thumbnail(image: UInt8[np.ndarray, "height width 3"]) -> Image.Image:
+def thumbnail(image: UInt8[np.ndarray, "height width 3"]) -> Image.Image:
     small = Image.fromarray(image)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     return small

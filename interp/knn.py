@@ -8,10 +8,11 @@ that (z of the expert at the first action token, raw current action, k in 10, 20
 Ours on top: other towers, tokens and targets; an interval over episodes; what chance would give; dead heads left out.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from interp.heads import Head
 from interp.neighbours import Folds, JointDistances, errors, nearest, squared_error
 from interp.runs import Run, Signals
 from interp.scores import HeadScores, Null, TowerScores
+
+Result = TypeVar("Result")
 
 DEFAULT_TOKENS: Mapping[str, str] = {"expert": "first_action", "vlm": "last_prefix", "vision": "mean"}
 
@@ -58,13 +61,17 @@ class KnnSettings:
 
 @dataclass(frozen=True)
 class Selection:
-    """A set of heads, best or first chosen first, and the joint error of predicting from all of them together."""
+    """A set of heads, best or first chosen first, and the joint error of predicting from all of them together.
+
+    `path` of a greedy selection: the joint error of its first head, its first two, and so on.
+    """
 
     heads: tuple[Head, ...]
     k: int
     error: float
     per_k: Mapping[int, float]
     method: Literal["topk", "best_add"]
+    path: tuple[float, ...] = ()
 
 
 class Problem:
@@ -90,25 +97,43 @@ class Problem:
             raise UsageError(f"run {self.run.path}: activations of {self.tower} layer {layer} are not finite")
         return z
 
-    def joined(self, heads: Sequence[tuple[int, int]]) -> Float[Tensor, "frame head d_head"]:
-        layers = {layer: self.layer(layer) for layer, _ in heads}
-        return torch.stack([layers[layer][:, head] for layer, head in heads], dim=1)
+    def map(
+        self, function: Callable[[Float[Tensor, "frame d_head"]], Result], what: str, progress: bool
+    ) -> list[Result]:
+        """`function` of z of every live head: one layer read at a time, its heads in parallel."""
+        found: list[Result] = []
+        bar = tqdm(total=len(self.heads), desc=f"{what} {self.tower}", unit="head", disable=not progress)
+        with bar, ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for layer in sorted({layer for layer, _ in self.heads}):
+                z = self.layer(layer)
+                for result in pool.map(function, [z[:, head] for at, head in self.heads if at == layer]):
+                    found.append(result)
+                    bar.update()
+        return found
 
-    def errors(self, heads: Sequence[tuple[int, int]]) -> Float[Tensor, "k frame"]:
-        """Of the heads together."""
-        z = rearrange(self.joined(heads), "frame head d_head -> frame (head d_head)")
-        return errors(z, self.target, self.folds, self.settings.ks, self.valid)
+    def joined(self, heads: Sequence[tuple[int, int]]) -> Float[Tensor, "frame head d_head"]:
+        layers = {layer: self.layer(layer) for layer in {layer for layer, _ in heads}}
+        return torch.stack([layers[layer][:, head] for layer, head in heads], dim=1)
 
     def single_errors(self, progress: bool) -> Float[Tensor, "head k frame"]:
         """Of every live head alone."""
-        found = []
-        with tqdm(total=len(self.heads), desc=f"knn {self.tower}", unit="head", disable=not progress) as bar:
-            for layer in sorted({layer for layer, _ in self.heads}):
-                z = self.layer(layer)
-                for head in (head for at, head in self.heads if at == layer):
-                    found.append(errors(z[:, head], self.target, self.folds, self.settings.ks, self.valid))
-                    bar.update()
-        return torch.stack(found)
+        return torch.stack(
+            self.map(
+                lambda z: errors(z, self.target, self.folds, self.settings.ks, self.valid), "knn", progress
+            )
+        )
+
+    def joint_errors(self, sets: Mapping[int, Sequence[int]]) -> dict[int, float]:
+        """Of a set of heads together, by places in `heads`, for every k its own set."""
+        used = sorted({head for chosen in sets.values() for head in chosen})
+        z = self.joined([self.heads[head] for head in used])
+
+        def error(k: int) -> float:
+            own = z[:, [used.index(head) for head in sets[k]]]
+            flat = rearrange(own, "frame head d_head -> frame (head d_head)")
+            return float(errors(flat, self.target, self.folds, (k,), self.valid).nanmean())
+
+        return {k: error(k) for k in sets}
 
     @cached_property
     def episode_place(self) -> Int[np.ndarray, " frame"]:
@@ -123,6 +148,7 @@ def rank(
     n: int = 20,
     resamples: int = 1000,
     permutations: int = 20,
+    greedy: bool = False,
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
@@ -130,9 +156,10 @@ def rank(
 
     The 95 % interval resamples episodes (neighbours are not searched again). The null permutes whose actions belong to
     which episode, `permutations` times, and pools all heads; its `best` is what the luckiest head reaches on average.
+    With `greedy`, settings["greedy"] holds each tower's `best_add` of n heads.
     """
     settings = settings or KnnSettings()
-    scored, chosen = {}, {}
+    scored, chosen, added = {}, {}, {}
     for tower in towers:
         problem = Problem(run, tower, settings)
         single = problem.single_errors(progress)
@@ -140,10 +167,10 @@ def rank(
         at = settings.ks.index(selection.k)
         low, high = _interval(single[:, at], problem.episode_place, resamples, seed)
         scored[tower] = TowerScores(
-            value=_grid(problem, single[:, at].nanmean(dim=1).numpy()),
-            low=None if low is None else _grid(problem, low),
-            high=None if high is None else _grid(problem, high),
-            null=_null(problem, selection.k, permutations, seed) if permutations else None,
+            value=grid(problem, single[:, at].nanmean(dim=1).numpy()),
+            low=None if low is None else grid(problem, low),
+            high=None if high is None else grid(problem, high),
+            null=_null(problem, selection.k, permutations, seed, progress) if permutations else None,
             dead=problem.spec.dead,
         )
         chosen[tower] = {
@@ -151,6 +178,10 @@ def rank(
             "n": len(selection.heads),
             "joint_error": {str(k): e for k, e in selection.per_k.items()},
         }
+        if greedy:
+            found = best_add(run, len(selection.heads), tower, settings, progress=progress)
+            heads = [str(head) for head in found.heads]
+            added[tower] = {"k": found.k, "heads": heads, "joint_error": list(found.path)}
     signals = run.signals()
     single_episode = len(np.unique(signals.episode)) == 1
     fold = f"leave out +-{settings.window} frames" if single_episode else "leave one episode out"
@@ -168,6 +199,7 @@ def rank(
             "ks": list(settings.ks),
             "tokens": {tower: settings.tokens.get(tower) for tower in towers},
             "chosen": chosen,
+            **({"greedy": added} if greedy else {}),
             "resamples": resamples,
             "permutations": permutations,
             "seed": seed,
@@ -192,24 +224,30 @@ def best_add(
 ) -> Selection:
     """The published `best_add`: for each k, add the head that lowers the joint error most until there are n.
 
-    `budget` bounds the bytes of distance matrices. If those of all heads fit, (heads + 8) x frames^2 x 4, they are
-    kept; otherwise they are computed again in every step.
+    `budget` bounds the bytes of distance matrices, frames^2 x 4 each. If those of all heads fit beside the few that a
+    step needs, they are kept; otherwise they are computed again in every step. Candidates are tried in parallel.
     """
     problem = Problem(run, tower, settings or KnnSettings())
     _check_n(problem, n)
     z = problem.joined(problem.heads)
     sets: dict[int, list[int]] = {}
-    with tqdm(total=n * len(problem.settings.ks), desc="best_add", unit="head", disable=not progress) as bar:
+    paths: dict[int, list[float]] = {}
+    distances = JointDistances(z, problem.folds, budget)
+    bar = tqdm(total=n * len(problem.settings.ks), desc="best_add", unit="head", disable=not progress)
+    with bar, ThreadPoolExecutor(distances.workers) as pool:
         for k in problem.settings.ks:
-            distances = JointDistances(z, problem.folds, budget)
-            sets[k] = []
+            distances.clear()
+            sets[k], paths[k] = [], []
+            error = partial(distances.error, target=problem.target, k=k, valid=problem.valid)
             while len(sets[k]) < n:
                 left = [head for head in range(len(problem.heads)) if head not in sets[k]]
-                tried = [distances.error(head, problem.target, k, problem.valid) for head in left]
+                tried = list(pool.map(error, left))
                 sets[k].append(left[int(np.argmin(tried))])
+                paths[k].append(min(tried))
                 distances.add(sets[k][-1])
                 bar.update()
-    return _least_joint_error(problem, sets, "best_add")
+    selection = _best_of(problem, sets, {k: path[-1] for k, path in paths.items()}, "best_add")
+    return replace(selection, path=tuple(paths[selection.k]))
 
 
 def _topk(problem: Problem, single: Float[Tensor, "head k frame"], n: int) -> Selection:
@@ -217,15 +255,16 @@ def _topk(problem: Problem, single: Float[Tensor, "head k frame"], n: int) -> Se
     means = single.nanmean(dim=2)
     order = means.argsort(dim=0, stable=True)
     sets = {k: order[:n, at].tolist() for at, k in enumerate(problem.settings.ks)}
-    return _least_joint_error(problem, sets, "topk")
+    return _best_of(problem, sets, problem.joint_errors(sets), "topk")
 
 
-def _least_joint_error(
-    problem: Problem, sets: Mapping[int, Sequence[int]], method: Literal["topk", "best_add"]
+def _best_of(
+    problem: Problem,
+    sets: Mapping[int, Sequence[int]],
+    per_k: Mapping[int, float],
+    method: Literal["topk", "best_add"],
 ) -> Selection:
-    per_k = {}
-    for at, (k, chosen) in enumerate(sets.items()):
-        per_k[k] = float(problem.errors([problem.heads[head] for head in chosen])[at].nanmean())
+    """The set with the least joint error."""
     best = min(per_k, key=lambda k: per_k[k])
     heads = tuple(Head(problem.tower, *problem.heads[head]) for head in sets[best])
     return Selection(heads, best, per_k[best], per_k, method)
@@ -238,7 +277,7 @@ def _check_n(problem: Problem, n: int) -> None:
         )
 
 
-def _grid(problem: Problem, values: Float[np.ndarray, " head"]) -> Float[np.ndarray, "layer head"]:
+def grid(problem: Problem, values: Float[np.ndarray, " head"]) -> Float[np.ndarray, "layer head"]:
     grid = np.full((problem.spec.layers, problem.spec.heads), np.nan)
     for (layer, head), value in zip(problem.heads, values, strict=True):
         grid[layer, head] = value
@@ -280,42 +319,35 @@ def _interval(
     return low, high
 
 
-def _null(problem: Problem, k: int, permutations: int, seed: int) -> Null | None:
+def _null(problem: Problem, k: int, permutations: int, seed: int, progress: bool) -> Null | None:
     """Scores when every episode is given another one's actions, stretched to its length."""
     episode = problem.episode_place
     if int(episode.max()) < 1:
         return None
     rng = np.random.default_rng(seed)
-    shuffles = np.stack([_foreign_frames(episode, rng) for _ in range(permutations)])
+    shuffles = np.stack([foreign_frames(episode, rng) for _ in range(permutations)])
     targets = problem.target[shuffles]
     wide = rearrange(targets, "permutation frame dim -> frame (permutation dim)")
     valid = None if problem.valid is None else problem.valid[shuffles]
-    found = []
-    for layer in sorted({layer for layer, _ in problem.heads}):
-        z = problem.layer(layer)
-        for head in (head for at, head in problem.heads if at == layer):
-            predicted = torch.cat(
-                [near.predict(wide, k) for _, near in nearest(z[:, head], problem.folds, k)]
-            )
-            split = rearrange(
-                predicted, "frame (permutation dim) -> permutation frame dim", permutation=permutations
-            )
-            found.append(
-                [
-                    float(squared_error(split[p], targets[p], None if valid is None else valid[p]).mean())
-                    for p in range(permutations)
-                ]
-            )
-    scores = np.array(found)
+
+    def permuted_errors(z: Float[Tensor, "frame d_head"]) -> list[float]:
+        predicted = torch.cat([near.predict(wide, k) for _, near in nearest(z, problem.folds, (k,))])
+        split = rearrange(
+            predicted, "frame (permutation dim) -> permutation frame dim", permutation=permutations
+        )
+        return [
+            float(squared_error(split[p], targets[p], None if valid is None else valid[p]).mean())
+            for p in range(permutations)
+        ]
+
+    scores = np.array(problem.map(permuted_errors, "chance", progress))
     low, high = np.quantile(scores, [0.025, 0.975])
     return Null(
         float(scores.mean()), float(low), float(high), float(reduce(scores, "head p -> p", "min").mean())
     )
 
 
-def _foreign_frames(
-    episode: Int[np.ndarray, " frame"], rng: np.random.Generator
-) -> Int[np.ndarray, " frame"]:
+def foreign_frames(episode: Int[np.ndarray, " frame"], rng: np.random.Generator) -> Int[np.ndarray, " frame"]:
     """For every frame, the frame at the same relative time of the episode that a random permutation assigns."""
     starts = np.flatnonzero(np.diff(episode, prepend=-1))
     lengths = np.diff(np.append(starts, len(episode)))

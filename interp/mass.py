@@ -16,8 +16,12 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.errors import UsageError
+from interp.assembly import bootstrap, spread, tower_scores
+from interp.demos import Demonstrations
+from interp.errors import UsageError, unknown
+from interp.noise import frame_noise
 from interp.policies.protocol import Batch, Observation, Policy
+from interp.scores import HeadScores
 from interp.sites import Tap, site_name, tapped
 
 
@@ -57,7 +61,7 @@ def attention_mass(
     queries = spec.positions(tower, query)
     batch = policy.batch(observations)
     keys = spec.span("action" if tower == "expert" else "language").stop
-    parts = _parts(policy, observations, batch, keys)
+    parts = parts_of(policy, observations, batch, keys)
     words = parts.get("language/padding")
     # Padded queries are computed too, but nobody reads them.
     real = torch.ones(len(observations), queries.stop - queries.start, device=noise.device)
@@ -88,7 +92,7 @@ def attention_mass(
     return AttentionMass(tower, query, dict(zip(parts, mass, strict=True)))
 
 
-def _parts(
+def parts_of(
     policy: Policy, observations: Sequence[Observation], batch: Batch, keys: int
 ) -> dict[str, Bool[Tensor, "frame key"]]:
     """Which keys belong to which part; every key to exactly one."""
@@ -99,8 +103,8 @@ def _parts(
     for camera in spec.cameras:
         span = spec.span(f"image/{camera}")
         for frame, observation in enumerate(observations):
-            bars = _bars(policy, observation.images[camera].shape[:2], span.grid or (1, len(span)))
-            empty[frame, span.slice] |= torch.tensor(bars.ravel(), device=empty.device)
+            padded = bars(policy, observation.images[camera].shape[:2], span.grid or (1, len(span)))
+            empty[frame, span.slice] |= torch.tensor(padded.ravel(), device=empty.device)
     parts = {}
     for name, span in spec.spans.items():
         if span.stop > keys:
@@ -113,7 +117,7 @@ def _parts(
     return parts
 
 
-def _bars(policy: Policy, shape: tuple[int, ...], grid: tuple[int, int]) -> Bool[np.ndarray, "row column"]:
+def bars(policy: Policy, shape: tuple[int, ...], grid: tuple[int, int]) -> Bool[np.ndarray, "row column"]:
     """Patches of which no pixel shows the image."""
     box = policy.spec.letterbox(shape[0], shape[1])
 
@@ -122,3 +126,36 @@ def _bars(policy: Policy, shape: tuple[int, ...], grid: tuple[int, int]) -> Bool
         return (edges[1:] <= start) | (edges[:-1] >= start + length)
 
     return outside(box.top, box.height, grid[0])[:, None] | outside(box.left, box.width, grid[1])[None, :]
+
+
+def mass_scores(
+    policy: Policy,
+    demos: Demonstrations,
+    part: str,
+    *,
+    tower: str = "expert",
+    frames: int | None = 60,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> HeadScores:
+    """How much every head looks at one part (`image/front`, `language`, `image/front/padding`): mean over frames."""
+    chosen = spread(len(demos), frames).tolist()
+    observations = list(demos.for_policy(policy.spec).observations(chosen))
+    found = attention_mass(policy, observations, frame_noise(policy, demos, chosen, seed), tower=tower)
+    if part not in found.mass:
+        raise unknown(f"part that tower {tower} attends to", part, found.mass)
+    heads = policy.spec.live_heads([tower])
+    share = np.stack([found.mass[part][:, head.layer, head.index] for head in heads])
+    group = np.array([demos.episodes[int(demos.episode_of[frame])].index for frame in chosen])
+    interval = bootstrap(share, np.ones(len(chosen)), group, resamples, seed)
+    return HeadScores(
+        method="mass",
+        label=f"attention on {part}",
+        units="share of the attention",
+        higher_is_better=True,
+        towers={tower: tower_scores(policy, tower, heads, share.mean(axis=1), interval)},
+        policy=policy.fingerprint,
+        data=demos.fingerprint,
+        n={"episodes": len(np.unique(group)), "frames": len(chosen)},
+        settings={"part": part, "query": found.query, "seed": seed, "resamples": resamples},
+    )

@@ -19,7 +19,7 @@ Axes: edit, pair, action; see sweep.py for how a sweep runs and what it recomput
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,21 +31,13 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.assembly import Interval, bootstrap, grid_of, resumable, spread, tower_scores
+from interp.demos import Demonstrations
 from interp.errors import UsageError
+from interp.noise import keyed_noise
 from interp.policies.protocol import Batch, Observation, Policy
 from interp.scores import HeadScores, TowerScores
-from interp.sweep import (
-    BUDGET,
-    NOTHING,
-    Edit,
-    Stage,
-    Values,
-    bootstrap,
-    head_grid,
-    resumable,
-    single,
-    z_values,
-)
+from interp.sweep import BUDGET, NOTHING, Edit, Stage, Values, check_edits, single, z_values
 
 Direction = Literal["denoising", "noising"]
 UNITS = "share of the total effect (NIE / TE)"
@@ -69,6 +61,29 @@ class Pairs:
             )
         if self.group and len(self.group) != len(self.clean):
             raise UsageError(f"{len(self.group)} groups for {len(self.clean)} pairs: give one a pair")
+
+    @classmethod
+    def of_frames(cls, demos: Demonstrations, n: int, seed: int = 0) -> "Pairs":
+        """Frames of the demonstrations, each with the frame of another episode at the same part of its way.
+
+        What differs is whatever differs between episodes: for one thing at a time take factor pairs (interp/factors).
+        """
+        if n < 1 or len(demos.episodes) < 2:
+            raise UsageError(
+                f"{n} pairs of {len(demos.episodes)} episodes: pairs need at least two episodes, and n >= 1"
+            )
+        rng, clean, corrupt = np.random.default_rng(seed), [], []
+        for frame in spread(len(demos), n).tolist():
+            own = demos.episodes[int(demos.episode_of[frame])]
+            others = [episode for episode in demos.episodes if episode is not own]
+            # The same words if there are any: then prompts are equally long.
+            others = [each for each in others if each.instruction == own.instruction] or others
+            other = others[int(rng.integers(len(others)))]
+            part = (frame - own.start) / max(1, len(own) - 1)
+            clean.append(frame)
+            corrupt.append(other.start + round(part * (len(other) - 1)))
+        group = tuple(demos.episodes[int(demos.episode_of[frame])].index for frame in clean)
+        return cls(tuple(demos.observations(clean)), tuple(demos.observations(corrupt)), group)
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -106,16 +121,11 @@ class Sides:
     ) -> "Sides":
         if direction not in ("denoising", "noising"):
             raise UsageError(f"unknown direction {direction!r}: known are denoising, noising")
-
-        def noise(pair: int) -> Tensor:
-            word = int(np.random.SeedSequence([seed, pair]).generate_state(1, np.uint64)[0])
-            return policy.noise(1, torch.Generator().manual_seed(word >> 1))
-
         clean, corrupt = (
             policy.batch([side[pair] for pair in block]) for side in (pairs.clean, pairs.corrupt)
         )
         base, source = (corrupt, clean) if direction == "denoising" else (clean, corrupt)
-        return cls(base, source, torch.cat([noise(pair) for pair in block]))
+        return cls(base, source, torch.cat([keyed_noise(policy, seed, pair) for pair in block]))
 
     def source_run(
         self, policy: Policy, towers: Iterable[str]
@@ -145,6 +155,14 @@ class Sides:
             )
 
 
+def check_effect(total: Float[np.ndarray, "pair action"]) -> None:
+    """There must be a total effect to have a share of. `total` is <D, D>."""
+    if np.sqrt(total.mean()) < _SILENCE:
+        raise UsageError(
+            "clean and corrupt observations are answered with the same actions: there is no effect to explain"
+        )
+
+
 @dataclass(frozen=True)
 class Patched:
     """What every edit did to every pair. Everything else is derived from the projections."""
@@ -156,10 +174,7 @@ class Patched:
     """<D, D> by action dimension."""
 
     def __post_init__(self) -> None:
-        if np.sqrt(self.total.mean()) < _SILENCE:
-            raise UsageError(
-                "clean and corrupt observations are answered with the same actions: there is no effect to explain"
-            )
+        check_effect(self.total)
 
     @property
     def effect(self) -> Float[np.ndarray, " edit"]:
@@ -178,9 +193,7 @@ class Patched:
         total = self.total.sum(axis=1)
         return self.indirect.sum(axis=2) / np.where(np.sqrt(total) < _SILENCE, np.nan, total)
 
-    def interval(
-        self, group: Sequence[int] | np.ndarray, resamples: int = 1000, seed: int = 0
-    ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    def interval(self, group: Sequence[int] | np.ndarray, resamples: int = 1000, seed: int = 0) -> Interval:
         """95 % of the effect over resampled groups of pairs."""
         numerator, denominator = self.indirect.sum(axis=2), self.total.sum(axis=1)
         return bootstrap(numerator, denominator, np.asarray(group), resamples, seed)
@@ -202,6 +215,7 @@ def patch(
 
     `block` pairs go through together. With a directory an interrupted sweep resumes, with identical numbers.
     """
+    check_edits(policy, edits)
     towers = sorted({head.tower for edit in edits for head in edit.heads})
 
     def compute(block: Sequence[int]) -> Float[np.ndarray, "row pair action"]:
@@ -251,39 +265,56 @@ def patch_heads(
         edits = [replace(edit, span=span, position=position, step=step) for edit in single(policy, tower)]
         place = None if directory is None else Path(directory) / tower
         found = patch(policy, pairs, edits, direction=direction, directory=place, **options)
-        low, high = found.interval(pairs.groups, resamples, options.get("seed", 0))
-        scored[tower] = TowerScores(
-            value=head_grid(policy, edits, found.effect, tower),
-            low=None if low is None else head_grid(policy, edits, low, tower),
-            high=None if high is None else head_grid(policy, edits, high, tower),
-            dead=policy.spec.tower(tower).dead,
-        )
+        heads = [edit.heads[0] for edit in edits]
+        interval = found.interval(pairs.groups, resamples, options.get("seed", 0))
+        scored[tower] = tower_scores(policy, tower, heads, found.effect, interval)
         per_dimension[tower] = {
             name: [
                 [round(float(x), 6) if np.isfinite(x) else None for x in row]
-                for row in head_grid(policy, edits, values, tower)
+                for row in grid_of(policy, tower, heads, values)
             ]
             for name, values in zip(policy.spec.action_names, found.by_dimension.T, strict=True)
         }
+    return pair_scores(
+        f"patching-{direction}",
+        f"activation patching, {direction}",
+        scored,
+        policy,
+        pairs,
+        data=data,
+        factor=factor,
+        direction=direction,
+        span=span,
+        position=position,
+        step=step,
+        seed=options.get("seed", 0),
+        resamples=resamples,
+        by_dimension=per_dimension,
+    )
+
+
+def pair_scores(
+    method: str,
+    label: str,
+    towers: Mapping[str, TowerScores],
+    policy: Policy,
+    pairs: Pairs,
+    *,
+    data: str | None,
+    factor: str | None,
+    **settings: Any,
+) -> HeadScores:
+    """Shares of the total effect as HeadScores, whatever method found them."""
     return HeadScores(
-        method=f"patching-{direction}",
-        label=f"activation patching, {direction}",
+        method=method,
+        label=label,
         units=UNITS,
         higher_is_better=True,
-        towers=scored,
+        towers=towers,
         policy=policy.fingerprint,
         data=data or pairs.fingerprint,
         n={"pairs": len(pairs), "groups": len(np.unique(pairs.groups))},
-        settings={
-            "direction": direction,
-            "span": span,
-            "position": position,
-            "step": step,
-            "pairs": pairs.fingerprint,
-            "seed": options.get("seed", 0),
-            "resamples": resamples,
-            "by_dimension": per_dimension,
-        },
+        settings={"pairs": pairs.fingerprint, **settings},
         factor=factor,
     )
 

@@ -3,11 +3,14 @@
     run.json                           what, from what, with what; which episodes; the policy's spec
     activations/<tower>.zarr/<token>   z [frame, layer, head, d_head], one array a token
     frames/<episode>/<camera>/00000.jpg
-    attention/<episode>/<camera>.npy   (later methods)
+    attention/<episode>/<tower>/<camera>.npy   what every head looks at and writes: footage.py
     signals.parquet                    one row a frame, in the order of the frame axis above
     scores/<name>.json                 HeadScores
+    factors/<method>.json              profiles: how visual, linguistic, physical every head is
+    explanations/<episode>-<frame>.*   one action explained, as JSON and as a figure
     selections/<name>.json             heads files
-    jobs/, results/<name>.json
+    jobs/, results/<name>.json, videos/
+    .sweeps/                           what an interrupted sweep resumes from
 
 Nothing is pickled. Files appear complete or not at all: they are written under a temporary name and renamed.
 One array a token, rather than a token axis, so that a later capture adds tokens without rewriting what is

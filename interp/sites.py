@@ -80,29 +80,45 @@ def layer_of(name: str) -> int:
 
 def sites(policy: Policy) -> dict[str, Site]:
     """Every site that the policy offers, by name, in the order of the forward pass."""
-    found = {}
-    for tower, spec in policy.spec.towers.items():
-        for layer in range(spec.layers):
-            block = policy.block(tower, layer)
-            heads = spec.heads_per_layer[layer]
-            here = [Site(tower, layer, "hook_resid_pre", "input")]
-            for kind, module, count in (
-                ("attn.hook_q", block.query, heads),
-                ("attn.hook_k", block.key, spec.kv_heads),
-                ("attn.hook_v", block.value, spec.kv_heads),
-            ):
-                if module is not None:
-                    here.append(Site(tower, layer, kind, "output", count))
-            if has_pattern(block.attention):
-                here.append(Site(tower, layer, "attn.hook_attn_scores", "scores"))
-                here.append(Site(tower, layer, "attn.hook_pattern", "pattern"))
-            here.append(Site(tower, layer, "attn.hook_z", "input", heads))
-            here.append(Site(tower, layer, "hook_attn_out", "output"))
-            if block.mlp is not None:
-                here.append(Site(tower, layer, "hook_mlp_out", "output"))
-            here.append(Site(tower, layer, "hook_resid_post", "output"))
-            found.update({site.name: site for site in here})
-    return found
+    return {
+        site.name: site
+        for tower, spec in policy.spec.towers.items()
+        for layer in range(spec.layers)
+        for site in _layer_sites(policy, tower, layer)
+    }
+
+
+def site_of(policy: Policy, name: str) -> Site:
+    """The site of that name. Looks at its layer alone: listing all sites costs as much as a layer's forward pass."""
+    match = _NAME.fullmatch(name)
+    if match is not None and match["tower"] in policy.spec.towers:
+        tower, layer = match["tower"], int(match["layer"])
+        if layer < policy.spec.towers[tower].layers:
+            for site in _layer_sites(policy, tower, layer):
+                if site.name == name:
+                    return site
+    raise unknown("hook", name, sites(policy))
+
+
+def _layer_sites(policy: Policy, tower: str, layer: int) -> Iterator[Site]:
+    block, spec = policy.block(tower, layer), policy.spec.towers[tower]
+    heads = spec.heads_per_layer[layer]
+    yield Site(tower, layer, "hook_resid_pre", "input")
+    for kind, module, count in (
+        ("attn.hook_q", block.query, heads),
+        ("attn.hook_k", block.key, spec.kv_heads),
+        ("attn.hook_v", block.value, spec.kv_heads),
+    ):
+        if module is not None:
+            yield Site(tower, layer, kind, "output", count)
+    if has_pattern(block.attention):
+        yield Site(tower, layer, "attn.hook_attn_scores", "scores")
+        yield Site(tower, layer, "attn.hook_pattern", "pattern")
+    yield Site(tower, layer, "attn.hook_z", "input", heads)
+    yield Site(tower, layer, "hook_attn_out", "output")
+    if block.mlp is not None:
+        yield Site(tower, layer, "hook_mlp_out", "output")
+    yield Site(tower, layer, "hook_resid_post", "output")
 
 
 @contextmanager
@@ -111,18 +127,18 @@ def tapped(policy: Policy, taps: Mapping[str, Tap]) -> Iterator["StepCounter"]:
 
     Yields the counter behind the taps' second argument, to be reset when a new sample begins.
     """
-    known = sites(policy)
-    for name in taps:
-        if name not in known:
-            raise unknown("hook", name, known)
+    chosen = {name: site_of(policy, name) for name in taps}
     counter = StepCounter()
+    if not taps:
+        yield counter
+        return
     with ExitStack() as stack:
         # First, so that the expert's own taps see the step that they are in.
         handle = policy.tower_module("expert").register_forward_pre_hook(counter, prepend=True)
         stack.callback(handle.remove)
         watches: dict[nn.Module, dict[str, Callable[[Tensor], Tensor]]] = {}
         for name, tap in taps.items():
-            site = known[name]
+            site = chosen[name]
             module = site.module(policy.block(site.tower, site.layer))
             see = partial(_see, site, tap, counter, len(policy.spec.cameras))
             if site.where == "input":
@@ -142,8 +158,9 @@ class StepCounter:
     def __init__(self) -> None:
         self.step = -1
 
-    def reset(self) -> None:
-        self.step = -1
+    def reset(self, step: int = 0) -> None:
+        """The next run is this one."""
+        self.step = step - 1
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.step += 1

@@ -4,8 +4,10 @@ An edit replaces z of one or more heads. All edits of a sweep run as rows of one
 in pieces that fit a memory budget, and share what they cannot change:
 
 expert edits   the prefix (vision, vlm) runs once for all
-vlm edits      vision runs once; of the vlm, only the layers from the edited one on run again
-vision edits   everything runs again, stacked
+vlm edits      vision runs once; of the vlm, only what comes after the edited z runs again
+vision edits   of vision, only what comes after the edited z; everything behind it
+
+and in the first flow step that an edit changes, the expert starts at the first layer that it changes (replay.py).
 
 Axis names, besides those of protocol.py and sites.py:
 
@@ -13,33 +15,33 @@ edit     the edits of a sweep, in the caller's order
 draw     (noise, time) draws of the flow-matching loss
 row      of a stacked pass: (batch edit draw), the last the fastest
 
-Nothing is approximated: a stacked row differs from the same edit alone by rounding (about 1e-6 in float32).
+Nothing is approximated: a stacked row differs from the same edit alone by rounding (about 1e-6 in float32), and
+NOTHING is the policy's own answer to the bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
-from io import BytesIO
+from functools import cached_property, partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from interp.errors import UsageError
 from interp.heads import Head
+from interp.kernels import StackedLinears
 from interp.policies.protocol import Batch, Policy, Prefix
-from interp.replay import PrefixTrace
-from interp.runs import read_json, write_atomic, write_json
+from interp.replay import PrefixTrace, TowerRecord, recorded, resumed
 from interp.sites import Tap, site_name, tapped
 
 BUDGET = 512 * 2**20
 """Bytes that the activations of one stacked pass may take."""
+_CACHE = 2**20
+"""On a CPU, bytes of the widest activation of a stacked pass: wider ones fall out of the cache, and are slower."""
 
 Values = Mapping[str, Tensor]
 """z by site name, as HookedVLA caches it: [batch, pos, head, d_head], in the expert with a leading axis step, in
@@ -71,9 +73,46 @@ class Edit:
 NOTHING = Edit(())
 
 
+def check_edits(policy: Policy, edits: Sequence[Edit]) -> None:
+    """There must be edits, and what they name must exist."""
+    if not edits:
+        raise UsageError("a sweep needs at least one edit")
+    spec = policy.spec
+    for edit in edits:
+        for head in edit.heads:
+            tower = spec.tower(head.tower)
+            if not tower.exists(head.layer, head.index):
+                spec.check(head)  # says which rule it breaks
+            place_of(policy, edit, head.tower)  # raises if the tower has no such span
+            last = _positions(policy, head.tower) - 1
+            if edit.position is not None and not 0 <= edit.position <= last:
+                raise UsageError(f"position {edit.position}: tower {head.tower} has positions 0-{last}")
+        if edit.step is not None and not 0 <= edit.step < spec.flow_steps:
+            raise UsageError(f"step {edit.step}: the policy has flow steps 0-{spec.flow_steps - 1}")
+
+
+def _positions(policy: Policy, tower: str) -> int:
+    spec = policy.spec
+    if tower == "vision":
+        return len(spec.span(f"image/{spec.cameras[0]}"))
+    prefix = spec.span("language").stop
+    return prefix if tower == "vlm" else spec.span("action").stop - prefix
+
+
+@dataclass(frozen=True)
+class _Clean:
+    """The run without edits: x before each of its recorded steps, and last the answer; and the expert's record."""
+
+    x: Sequence[Float[Tensor, "row horizon dim"]]
+    record: TowerRecord
+
+
 def single(policy: Policy, tower: str) -> list[Edit]:
     """One edit for every live head of the tower."""
     return [Edit((head,)) for head in policy.spec.live_heads([tower])]
+
+
+_TOWERS = ("vision", "vlm", "expert")
 
 
 class Stage:
@@ -94,15 +133,19 @@ class Stage:
         values: Values | None = None,
     ) -> Float[Tensor, "edit batch horizon action"]:
         """The action chunk, normalised, under every edit. Without values, z becomes zero."""
+        steps = self.policy.spec.flow_steps
+        self._check(edits, values)
+        firsts = {first for first in (self._first_step(edit) for edit in edits) if first < steps}
+        clean = self._clean_flow(noise, max(firsts, default=0))
 
-        def run(prefix: Prefix, stacked: int) -> Tensor:
-            x = repeat(noise, "batch ... -> (batch edit) ...", edit=stacked)
-            return self.policy.denoise(self.batch, x, prefix)[:, None]
+        def begin(prefix: Prefix, step: int, n: int) -> Tensor:
+            x = repeat(clean.x[step], "batch ... -> (batch edit) ...", edit=n)
+            return self.policy.denoise(self.batch, x, prefix, range(step, step + 1))
 
-        chunks = self._sweep(edits, values, run, draws=1)
-        return rearrange(chunks, "edit batch 1 horizon dim -> edit batch horizon dim")[
-            ..., : self.policy.spec.action_dim
-        ]
+        def finish(prefix: Prefix, step: int, x: Tensor) -> Tensor:
+            return self.policy.denoise(self.batch, x, prefix, range(step + 1, steps))
+
+        return self._sweep(edits, values, clean, begin, finish, draws=1)[..., : self.policy.spec.action_dim]
 
     def loss(
         self,
@@ -115,47 +158,64 @@ class Stage:
         """The flow-matching loss, elementwise, of normalised actions under every edit. Expert values: one step, and
         one row a draw (batch draw)."""
         draws = time.shape[1]
+        self._check(edits, values)
 
-        def run(prefix: Prefix, stacked: int) -> Tensor:
-            loss = self.policy.loss(
+        def begin(prefix: Prefix, step: int, n: int) -> Tensor:
+            return self.policy.loss(
                 self.batch,
-                repeat(actions, "batch h a -> (batch edit draw) h a", edit=stacked, draw=draws),
-                repeat(noise, "batch draw h a -> (batch edit draw) h a", edit=stacked),
-                repeat(time, "batch draw -> (batch edit draw)", edit=stacked),
+                repeat(actions, "batch h a -> (batch edit draw) h a", edit=n, draw=draws),
+                repeat(noise, "batch draw h a -> (batch edit draw) h a", edit=n),
+                repeat(time, "batch draw -> (batch edit draw)", edit=n),
                 prefix.repeat(draws),
             )
-            return rearrange(loss, "(row draw) h a -> row draw h a", draw=draws)
 
-        return self._sweep(edits, values, run, draws)
+        with torch.no_grad(), recorded(self.policy, "expert") as record:
+            intact = begin(self.prefix, 0, 1)
+        found = self._sweep(edits, values, _Clean([intact, intact], record), begin, lambda p, s, x: x, draws)
+        return rearrange(found, "edit (batch draw) h a -> edit batch draw h a", draw=draws)
 
     # ---- how it works
 
     @cached_property
     def prefix(self) -> Prefix:
-        with torch.no_grad():
-            return self.policy.prefix(self.batch)
+        return self._trace.prefix
 
     @cached_property
-    def _trace(self) -> "PrefixTrace":
-        return PrefixTrace.record(self.policy, self.batch)
+    def _trace(self) -> PrefixTrace:
+        return PrefixTrace.record_of(self.policy, self.batch)
+
+    @cached_property
+    def _vision(self) -> TowerRecord:
+        with torch.no_grad(), recorded(self.policy, "vision") as record:
+            self.policy.prefix(self.batch)
+        return record
+
+    def _clean_flow(self, noise: Tensor, last: int) -> "_Clean":
+        """The run without edits, and of its steps up to `last` what edits can start from."""
+        x = [noise]
+        with torch.no_grad():
+            with recorded(self.policy, "expert") as record:
+                for step in range(last + 1):
+                    x.append(self.policy.denoise(self.batch, x[-1], self.prefix, range(step, step + 1)))
+            rest = range(last + 1, self.policy.spec.flow_steps)
+            x.append(self.policy.denoise(self.batch, x[-1], self.prefix, rest))
+        return _Clean(x, record)
 
     def _sweep(
         self,
         edits: Sequence[Edit],
         values: Values | None,
-        run: Callable[[Prefix, int], Float[Tensor, "row draw horizon dim"]],
+        clean: "_Clean",
+        begin: Callable[[Prefix, int, int], Tensor],
+        finish: Callable[[Prefix, int, Tensor], Tensor],
         draws: int,
-    ) -> Float[Tensor, "edit batch draw horizon dim"]:
-        self._check(edits, values)
+    ) -> Float[Tensor, "edit row horizon dim"]:
+        """`begin` runs the first flow step that an edit changes, `finish` those after it."""
         out: list[Tensor | None] = [None] * len(edits)
-        with torch.no_grad():
-            for chosen in self._pieces(edits, draws):
+        with torch.no_grad(), StackedLinears():
+            for step, chosen in self._pieces(edits, draws):
                 piece = [edits[at] for at in chosen]
-                prefix = self._edited_prefix(piece, values)
-                with tapped(self.policy, self._taps(piece, values, ["expert"], draws)):
-                    rows = rearrange(
-                        run(prefix, len(piece)), "(batch edit) ... -> edit batch ...", edit=len(piece)
-                    )
+                rows = self._piece(piece, step, values, clean, begin, finish, draws)
                 for at, result in zip(chosen, rows, strict=True):
                     if not torch.isfinite(result).all():
                         heads = ", ".join(map(str, edits[at].heads)) or "no head"
@@ -163,77 +223,130 @@ class Stage:
                     out[at] = result
         return torch.stack([result for result in out if result is not None])
 
+    def _piece(
+        self,
+        piece: Sequence[Edit],
+        step: int,
+        values: Values | None,
+        clean: "_Clean",
+        begin: Callable[[Prefix, int, int], Tensor],
+        finish: Callable[[Prefix, int, Tensor], Tensor],
+        draws: int,
+    ) -> Float[Tensor, "edit row horizon dim"]:
+        if step == self.policy.spec.flow_steps:
+            return repeat(clean.x[-1], "row h a -> edit row h a", edit=len(piece))
+        prefix = self._edited_prefix(piece, values)
+        taps = partial(self._taps, values=values, towers=["expert"], draws=draws)
+        started = []
+        # In the first step, layers before the edited one are those of the clean run: one pass for each such layer.
+        for (layer, reads), members in groupby(range(len(piece)), key=lambda at: self._start(piece[at])):
+            some = list(members)
+            own = prefix
+            if len(some) < len(piece):
+                every = torch.arange(len(self))[:, None] * len(piece)
+                own = prefix.select((every + torch.tensor(some)).flatten().to(prefix.mask.device))
+            with (
+                tapped(self.policy, taps([piece[at] for at in some])) as counter,
+                resumed(self.policy, "expert", clean.record, step, layer, len(some), draws, reads),
+            ):
+                counter.reset(step)
+                rows = begin(own, step, len(some))
+            started.append(
+                rearrange(rows, "(batch edit draw) h a -> batch edit draw h a", edit=len(some), draw=draws)
+            )
+        x = rearrange(torch.cat(started, dim=1), "batch edit draw h a -> (batch edit draw) h a")
+        with tapped(self.policy, taps(piece)) as counter:
+            counter.reset(step + 1)
+            x = finish(prefix, step, x)
+        return rearrange(x, "(batch edit draw) h a -> edit (batch draw) h a", edit=len(piece), draw=draws)
+
+    def _first_step(self, edit: Edit) -> int:
+        """The first flow step that the edit changes; the number of steps if it changes nothing."""
+        if not edit.heads or self._start(edit)[0] == self.policy.spec.tower("expert").layers:
+            return self.policy.spec.flow_steps
+        return edit.step or 0
+
+    def _start(self, edit: Edit) -> tuple[int, bool]:
+        """The first layer of the expert that an edit can change, and whether it does so by what the layer reads."""
+        layers = self.policy.spec.tower("expert").layers
+        starts = [(layer, False) for layer in edit.layers("expert")]
+        if edit.layers("vision") or (edit.layers("vlm") and len(self.prefix.keys) != layers):
+            starts.append((0, True))
+        elif edit.layers("vlm"):
+            # Keys and values of a layer come before its z, and layer by layer the expert reads those of the vlm.
+            starts.append((min(edit.layers("vlm")) + 1, True))
+        # Of a layer that both read and z change, everything is computed.
+        layer = min((layer for layer, _ in starts), default=layers)
+        return layer, (layer, True) in starts
+
     def _check(self, edits: Sequence[Edit], values: Values | None) -> None:
-        if not edits:
-            raise UsageError("a sweep needs at least one edit")
-        spec = self.policy.spec
-        for edit in edits:
-            for head in edit.heads:
-                tower = spec.tower(head.tower)
-                if not tower.exists(head.layer, head.index):
-                    spec.check(head)  # says which rule it breaks
-                place_of(self.policy, edit, head.tower)  # raises if the tower has no such span
-                if edit.position is not None and not 0 <= edit.position < self._positions(head.tower):
-                    last = self._positions(head.tower) - 1
-                    raise UsageError(f"position {edit.position}: tower {head.tower} has positions 0-{last}")
-                name = site_name(head.tower, head.layer, "attn.hook_z")
-                if values is not None and name not in values:
-                    raise UsageError(f"the edit of {head} needs values for {name}: cache that hook")
-            if edit.step is not None and not 0 <= edit.step < spec.flow_steps:
-                raise UsageError(f"step {edit.step}: the policy has flow steps 0-{spec.flow_steps - 1}")
+        check_edits(self.policy, edits)
+        for head in (head for edit in edits for head in edit.heads):
+            name = site_name(head.tower, head.layer, "attn.hook_z")
+            if values is not None and name not in values:
+                raise UsageError(f"the edit of {head} needs values for {name}: cache that hook")
 
-    def _positions(self, tower: str) -> int:
-        spec = self.policy.spec
-        if tower == "vision":
-            return len(spec.span(f"image/{spec.cameras[0]}"))
-        prefix = spec.span("language").stop
-        return prefix if tower == "vlm" else spec.span("action").stop - prefix
-
-    def _pieces(self, edits: Sequence[Edit], draws: int) -> Iterator[list[int]]:
-        """Edits that run together: they share the most, and fit the budget."""
-
-        def depth(at: int) -> tuple[int, int]:
-            if edits[at].layers("vision"):
-                return 0, 0
-            layers = edits[at].layers("vlm")
-            return (1, min(layers)) if layers else (2, 0)
-
-        for (kind, _), group in groupby(sorted(range(len(edits)), key=depth), key=depth):
+    def _pieces(self, edits: Sequence[Edit], draws: int) -> Iterator[tuple[int, list[int]]]:
+        """Edits that run together, with the first flow step that they change: as many as fit cache and budget."""
+        keys = [(self._first_step(edit), *self._origin(edit), *self._start(edit)) for edit in edits]
+        order = sorted(range(len(edits)), key=lambda at: keys[at])
+        for step, group in groupby(order, key=lambda at: keys[at][0]):
             members = list(group)
-            size = max(1, self.budget // (len(self) * self._row_bytes(kind, draws)))
+            size = self._fitting(self._row_bytes(draws), "expert", draws)
             for start in range(0, len(members), size):
-                yield members[start : start + size]
+                yield step, members[start : start + size]
 
-    def _row_bytes(self, kind: int, draws: int) -> int:
-        """About what one row takes: its keys and values, and the widest activations that are alive at once."""
-        spec, itemsize = self.policy.spec, self.prefix.keys[0].element_size()
-        kept = sum(
-            k[0].numel() + v[0].numel() for k, v in zip(self.prefix.keys, self.prefix.values, strict=True)
-        )
-        tokens, suffix = spec.span("language").stop, self._positions("expert")
-        layer = self.policy.block("expert", 0).layer
-        numbers = (
-            2 * kept + 4 * suffix * _widest(layer) + spec.tower("expert").heads * suffix * (tokens + suffix)
-        )
-        numbers *= draws
-        if kind < 2:
-            numbers += 4 * tokens * _widest(self.policy.block("vlm", 0).layer) + tokens * tokens
-        if kind < 1:
-            patches = len(spec.cameras) * self._positions("vision")
-            numbers += 4 * patches * _widest(self.policy.block("vision", 0).layer)
-        return numbers * itemsize
+    def _origin(self, edit: Edit) -> tuple[int, int]:
+        """The first tower that an edit touches, as a place in _TOWERS, and there the first layer."""
+        kind = next((at for at, tower in enumerate(_TOWERS[:2]) if edit.layers(tower)), 2)
+        return kind, min(edit.layers(_TOWERS[kind]), default=0) if kind < 2 else 0
+
+    def _fitting(self, row_bytes: int, tower: str, draws: int = 1) -> int:
+        """How many edits of all observations fit the budget, and, on a CPU, how many are computed fastest together."""
+        size = self.budget // (len(self) * row_bytes)
+        if self.batch["state"].device.type == "cpu":
+            widest = self._widest_bytes(tower) * draws
+            size = min(size, _CACHE // (len(self) * widest))
+        return max(1, size)
+
+    def _row_bytes(self, draws: int) -> int:
+        """About what one row takes: its keys and values twice, and what is alive at once of the expert."""
+        spec, keys, values = self.policy.spec, self.prefix.keys, self.prefix.values
+        tokens, suffix = spec.span("language").stop, _positions(self.policy, "expert")
+        attended = spec.tower("expert").heads * suffix * (tokens + suffix) * keys[0].element_size()
+        kept = sum(k[0].nbytes + v[0].nbytes for k, v in zip(keys, values, strict=True))
+        return draws * (2 * kept + attended + 4 * self._widest_bytes("expert"))
+
+    def _widest_bytes(self, tower: str) -> int:
+        """The widest activation of one row."""
+        layer = self.policy.block(tower, 0).layer
+        width = max(module.out_features for module in layer.modules() if isinstance(module, nn.Linear))
+        cameras = len(self.policy.spec.cameras) if tower == "vision" else 1
+        return width * cameras * _positions(self.policy, tower) * self.batch["state"].element_size()
 
     def _edited_prefix(self, edits: Sequence[Edit], values: Values | None) -> Prefix:
-        """Rows (batch edit)."""
-        n = len(edits)
-        layers = set().union(*(edit.layers("vlm") for edit in edits))
-        vision = any(edit.layers("vision") for edit in edits)
-        if not vision and not layers:
+        """Rows (batch edit). Edits of one layer run stacked, from that layer on."""
+        parts: list[tuple[int, Prefix]] = []
+        for (kind, layer), group in groupby(edits, key=self._origin):
+            some = list(group)
+            tower = _TOWERS[kind]
+            size = len(some) if kind == 2 else self._fitting(4 * self._widest_bytes("vlm"), tower)
+            for start in range(0, len(some), size):
+                chunk = some[start : start + size]
+                parts.append((len(chunk), self._replayed(chunk, tower, layer, values)))
+        return parts[0][1] if len(parts) == 1 else _side_by_side(parts)
+
+    def _replayed(self, edits: Sequence[Edit], tower: str, layer: int, values: Values | None) -> Prefix:
+        n, trace = len(edits), self._trace
+        if tower == "expert":
             return self.prefix.repeat(n)
-        trace = None if vision else self._trace  # recorded before anything is edited
-        with tapped(self.policy, self._taps(edits, values, ["vision", "vlm"], draws=1)):
-            if trace is not None and trace.replayable:
-                return trace.replay(min(layers), n)
+        seen = self._vision if tower == "vision" else None  # recorded before anything is edited
+        with tapped(self.policy, self._taps(edits, values, ["vision", "vlm"], draws=1)), ExitStack() as stack:
+            if seen is None and trace.replayable:
+                return trace.replay(layer, n)
+            if seen is not None:
+                cameras = len(self.policy.spec.cameras)
+                stack.enter_context(resumed(self.policy, "vision", seen, 0, layer, n, cameras, reads=False))
             return self.policy.prefix({k: t.repeat_interleave(n, dim=0) for k, t in self.batch.items()})
 
     def _taps(
@@ -274,8 +387,19 @@ class Stage:
         return replace
 
 
-def _widest(layer: nn.Module) -> int:
-    return max(module.out_features for module in layer.modules() if isinstance(module, nn.Linear))
+def _side_by_side(parts: Sequence[tuple[int, Prefix]]) -> Prefix:
+    """Prefixes of (batch n) rows each as one of (batch edit)."""
+
+    def join(tensors: Sequence[Tensor]) -> Tensor:
+        split = [t.unflatten(0, (-1, n)) for t, (n, _) in zip(tensors, parts, strict=True)]
+        return torch.cat(split, dim=1).flatten(0, 1)
+
+    prefixes = [prefix for _, prefix in parts]
+    return Prefix(
+        tuple(map(join, zip(*(prefix.keys for prefix in prefixes), strict=True))),
+        tuple(map(join, zip(*(prefix.values for prefix in prefixes), strict=True))),
+        join([prefix.mask for prefix in prefixes]),
+    )
 
 
 def place_of(policy: Policy, edit: Edit, tower: str) -> tuple[slice, ...]:
@@ -314,74 +438,3 @@ def z_values(policy: Policy, towers: Iterable[str], run: Callable[[], object]) -
     with torch.no_grad(), tapped(policy, {name: tap(name) for name in names}):
         run()
     return {name: torch.stack(z) if name.startswith("expert.") else z[0] for name, z in seen.items()}
-
-
-def resumable(
-    directory: Path | None,
-    plan: Mapping[str, Any],
-    blocks: Sequence[Sequence[int]],
-    compute: Callable[[Sequence[int]], np.ndarray],
-    *,
-    desc: str,
-    progress: bool = False,
-) -> list[np.ndarray]:
-    """`compute` of every block; with a directory, results are kept there, and a killed sweep goes on where it was.
-
-    A block depends on nothing but itself and the plan, so resumed numbers equal uninterrupted ones bit for bit. Results
-    of another plan are discarded.
-    """
-    if directory is not None:
-        file = directory / "plan.json"
-        if not file.is_file() or read_json(file) != dict(plan):
-            for old in directory.glob("*.npy"):
-                old.unlink()
-            write_json(file, plan)
-    results = []
-    for at, block in enumerate(tqdm(blocks, desc=desc, unit="block", disable=not progress)):
-        path = None if directory is None else directory / f"{at:06d}.npy"
-        if path is not None and path.is_file():
-            results.append(np.load(path, allow_pickle=False))
-            continue
-        results.append(compute(block))
-        if path is not None:
-            stream = BytesIO()
-            np.save(stream, results[-1], allow_pickle=False)
-            write_atomic(path, stream.getvalue())
-    return results
-
-
-def bootstrap(
-    numerator: Float[np.ndarray, "score item"],
-    denominator: Float[np.ndarray, " item"],
-    group: Int[np.ndarray, " item"],
-    resamples: int,
-    seed: int,
-) -> tuple[Float[np.ndarray, " score"], Float[np.ndarray, " score"]] | tuple[None, None]:
-    """Central 95 % of sum(numerator) / sum(denominator) over resampled groups of items (episodes, of frames).
-
-    With a single group its items are resampled; with a single item there is no interval.
-    """
-    places = np.unique(group, return_inverse=True)[1]
-    if places.max() == 0:
-        places = np.arange(len(group))
-    groups = int(places.max()) + 1
-    if groups < 2 or not resamples:
-        return None, None
-    member = np.eye(groups)[places]
-    draws = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = (draws @ (numerator @ member).T) / (draws @ (denominator @ member))[:, None]
-    low, high = np.nanquantile(ratios, [0.025, 0.975], axis=0)
-    return low, high
-
-
-def head_grid(
-    policy: Policy, edits: Sequence[Edit], values: Float[np.ndarray, " edit"], tower: str
-) -> Float[np.ndarray, "layer head"]:
-    """Values of single-head edits as [layer, head]; NaN where there is none."""
-    spec = policy.spec.tower(tower)
-    grid = np.full((spec.layers, spec.heads), np.nan)
-    for edit, value in zip(edits, values, strict=True):
-        (head,) = edit.heads
-        grid[head.layer, head.index] = value
-    return grid

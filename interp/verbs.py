@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from interp.demos import Demonstrations
+    from interp.patching import Pairs
     from interp.policies import Policy
     from interp.runs import Run
+    from interp.scores import HeadScores
 
 TOWERS = ("vision", "vlm", "expert")
 
@@ -28,6 +31,12 @@ def capture(a: Namespace) -> None:
         policy, demos, a.run, towers=towers_of(a.towers, policy), seed=a.seed, command=command_of(a)
     )
     print(f"{run.path}: {len(demos)} frames, towers {', '.join(t for t in TOWERS if run.tokens(t))}")
+    if a.footage:
+        from interp.footage import EDITS, footage
+
+        for edit in (None, *(EDITS if a.footage == "twins" else ())):
+            footage(policy, demos, run, edit=edit)
+        print(run.path / "attention")
 
 
 def _capture_takes(p: ArgumentParser) -> None:
@@ -36,6 +45,13 @@ def _capture_takes(p: ArgumentParser) -> None:
     p.add_argument("--run", required=True, help="run directory to make or resume")
     p.add_argument("--towers", nargs="+", help="vision, vlm, expert (all by default)")
     p.add_argument("--seed", type=int, default=0, help="seed of the flow's start noise")
+    p.add_argument(
+        "--footage",
+        nargs="?",
+        const="frames",
+        choices=("frames", "twins"),
+        help="also write every frame's attention, for the dashboard's Watch page; twins: of edited frames too",
+    )
 
 
 def rank(a: Namespace) -> None:
@@ -47,14 +63,28 @@ def rank(a: Namespace) -> None:
     towers = a.towers or [t for t in ("expert", "vlm") if run.tokens(t)]
     tokens = {**DEFAULT_TOKENS, **({towers[0]: a.token} if a.token else {})}
     settings = KnnSettings(tokens=tokens, ks=tuple(a.k), target=a.target, normalised=a.normalised)
-    scores = rank_heads(run, settings, towers=towers, n=a.top, seed=a.seed, progress=True)
+    scores = rank_heads(run, settings, towers=towers, n=a.top, greedy=a.greedy, seed=a.seed, progress=True)
     path = run.save_scores(scores, a.name)
     for tower in towers:
         best = ", ".join(f"{h} {scores.score(h):.4g}" for h in scores.best(5, tower))
         null = scores.tower(tower).null
         chance = f"; chance {null.mean:.4g} (95 % {null.low:.4g} to {null.high:.4g})" if null else ""
         print(f"{tower}: best {best} [{scores.units}]{chance}")
+    for tower, found in scores.settings.get("greedy", {}).items():
+        print(f"{tower}: greedy {', '.join(found['heads'])}; joint error {found['joint_error'][-1]:.4g}")
     print(path)
+    if a.stability:
+        from interp.stability import stability
+
+        often = stability(run, scores, splits=a.stability, seed=a.seed, progress=True)
+        for tower, agreement in often.settings["agreement"].items():
+            rho, tau, shared = (agreement[name] for name in ("spearman", "kendall", "shared"))
+            print(
+                f"{tower}: halves of the demonstrations agree at Spearman {rho['mean']:.2f} ({rho['low']:.2f} to "
+                f"{rho['high']:.2f}), Kendall {tau['mean']:.2f}; they share {shared['mean']:.1f} of the "
+                f"{often.settings['n'][tower]} best heads, chance {shared['chance']:.1f}"
+            )
+        print(run.save_scores(often, f"{a.name}-stability"))
 
 
 def _rank_takes(p: ArgumentParser) -> None:
@@ -65,8 +95,210 @@ def _rank_takes(p: ArgumentParser) -> None:
     p.add_argument("--target", choices=("current", "chunk"), default="current", help="action to predict")
     p.add_argument("--normalised", action="store_true", help="weigh action dimensions equally")
     p.add_argument("--top", type=int, default=20, help="heads whose joint error chooses k")
+    p.add_argument("--greedy", action="store_true", help="choose the --top heads jointly, too (slower)")
+    p.add_argument(
+        "--stability",
+        type=int,
+        nargs="?",
+        const=20,
+        metavar="SPLITS",
+        help="rank halves of the demonstrations, too, and say how often a head is in the top (20 splits)",
+    )
     p.add_argument("--name", default="knn", help="name of the scores")
     p.add_argument("--seed", type=int, default=0)
+
+
+def explain(a: Namespace) -> None:
+    """Say which heads made the action of one frame, and what they look at: JSON and a picture (SVG)."""
+    from interp.explain import ExplainSettings
+    from interp.explain import explain as explain_action
+    from interp.explain_figure import figure
+    from interp.runs import write_atomic, write_json
+
+    run = open_run(a.run)
+    policy, demos = policy_of(run, a.policy), demos_of(run, a.demos)
+    settings = ExplainSettings(
+        towers=tuple(a.towers), by=a.by, shown=a.top, seed=int(run.info["seeds"].get("capture", 0))
+    )
+    found = explain_action(policy, demos, a.episode, a.frame, settings, progress=True)
+    print(f"episode {a.episode}, frame {a.frame}: {found.instruction}")
+    for name, predicted, shown in zip(found.names, found.predicted[0], found.demonstrated[0], strict=True):
+        print(f"  {name:14} predicted {predicted:+.4f}   demonstrated {shown:+.4f}")
+    print("root mean square of what heads bring into the chunk, normalised units")
+    for part in found.heads[: a.top]:
+        direct = "     -" if part.direct is None else f"{part.direct.rms:6.3f}"
+        print(f"  {part.head!s:14} direct {direct}   zero {part.zero.rms:6.3f}   mean {part.mean.rms:6.3f}")
+    out = Path(a.out) if a.out else run.path / "explanations"
+    name = f"{a.episode}-{a.frame}"
+    write_json(out / f"{name}.json", found.to_json())
+    write_atomic(out / f"{name}.svg", figure(found, demos).encode())
+    print(out / f"{name}.json", out / f"{name}.svg", sep="\n")
+
+
+def _explain_takes(p: ArgumentParser) -> None:
+    p.add_argument("--run", required=True)
+    p.add_argument("--episode", type=int, required=True, help="as the data set numbers it")
+    p.add_argument("--frame", type=int, required=True, help="within the episode, from 0")
+    p.add_argument("--towers", nargs="+", default=["expert"], help="towers whose heads are explained")
+    p.add_argument("--by", default="mean", choices=("mean", "zero", "direct"), help="what orders the heads")
+    p.add_argument("--top", type=int, default=6, help="heads to look at closely")
+    p.add_argument("--policy", help="directory, if the policy is not where the run found it")
+    p.add_argument("--demos", help="directory, if the demonstrations are not where the run found them")
+    p.add_argument("--out", help="directory to write to (explanations/ in the run by default)")
+
+
+def factors(a: Namespace) -> None:
+    """Score every head by factor: how much of a visual, linguistic or physical change it carries into the action."""
+    from interp.factors.study import pairs_for, study
+
+    run = open_run(a.run)
+    policy = policy_of(run, a.policy)
+    towers = towers_of(a.towers, policy)
+    recordings = partial(demos_of, run, a.demos)
+    pairs = pairs_for(run, policy, recordings, a.factors, a.pairs, tasks=a.task, seed=a.seed, progress=True)
+    done = study(
+        run, policy, pairs, method=a.method, towers=towers, direction=a.direction, seed=a.seed, progress=True
+    )
+    for line in done.summary():
+        print(line)
+    for path in done.save(run):
+        print(path)
+
+
+def _factors_takes(p: ArgumentParser) -> None:
+    p.add_argument("--run", required=True)
+    p.add_argument(
+        "--factors", nargs="+", default=["visual", "linguistic", "physical"], help="factors to measure"
+    )
+    p.add_argument("--pairs", type=int, default=30, help="pairs a factor")
+    p.add_argument(
+        "--method", choices=("patching", "atp"), default="patching", help="exact, or a fast estimate"
+    )
+    p.add_argument("--towers", nargs="+", default=["vlm", "expert"], help="towers to score")
+    p.add_argument("--direction", choices=("denoising", "noising"), default="denoising")
+    p.add_argument(
+        "--task", nargs="+", help="tasks of the testbed to make pairs in (by default those that the run's instructions "
+        "come from; edits of the recordings if they come from none)",
+    )  # fmt: skip
+    p.add_argument("--policy", help="directory of the run's policy, if it has moved")
+    p.add_argument("--demos", help="directory of the run's demonstrations, if they have moved")
+    p.add_argument("--seed", type=int, default=0)
+
+
+def patch(a: Namespace) -> None:
+    """Score every head by what replacing its output does to the action: exact patching between pairs, or ablation."""
+    from interp.ablation import AblationSettings, ablate
+    from interp.patching import patch_heads
+
+    run = open_run(a.run)
+    policy = policy_of(run, a.policy)
+    towers = towers_of(a.towers or ["expert", "vlm"], policy)
+    if a.method == "patching":
+        name = a.name or "-".join(filter(None, ("patching", a.factor)))
+        scores = patch_heads(
+            policy, pairs_of(run, policy, a), towers=towers, span=a.span, position=a.position, step=a.step,
+            direction=a.direction, data=run.data, factor=a.factor, seed=a.seed,
+            directory=run.path / ".sweeps" / name, progress=True,
+        )  # fmt: skip
+    else:
+        settings = AblationSettings(a.method, a.effect, frames=a.frames, seed=a.seed)
+        name = a.name or settings.method
+        demos, sweeps = demos_of(run, a.demos), run.path / ".sweeps" / name
+        scores = ablate(policy, demos, settings, towers=towers, directory=sweeps, progress=True)
+    _report(run, scores, name)
+
+
+def _patch_takes(p: ArgumentParser) -> None:
+    p.add_argument(
+        "--method", choices=("patching", "zero", "mean", "resample"), default="patching",
+        help="between clean and corrupt observations; or ablation: by zero, the mean, another frame's output",
+    )  # fmt: skip
+    _pairs_take(p)
+    p.add_argument("--effect", choices=("action", "loss"), default="action", help="of ablation")
+    p.add_argument("--span", help="token span to patch (image/<camera>, language, state, action)")
+    p.add_argument("--position", type=int, help="token position to patch")
+    p.add_argument("--step", type=int, help="flow step to patch (expert)")
+
+
+def attribute(a: Namespace) -> None:
+    """Estimate what every head does from gradients, or say what it writes into the action or looks at."""
+    from interp.attribution import atp, atp_qk, direct_scores, integrated
+    from interp.mass import mass_scores
+
+    run = open_run(a.run)
+    policy = policy_of(run, a.policy)
+    if a.method in ("direct", "mass"):
+        demos, name = demos_of(run, a.demos), a.name or a.method
+        if a.method == "direct":
+            scores = direct_scores(policy, demos, frames=a.frames, seed=a.seed)
+        else:
+            part, tower = a.part or f"image/{policy.spec.cameras[0]}", (a.towers or ["expert"])[0]
+            scores = mass_scores(policy, demos, part, tower=tower, frames=a.frames, seed=a.seed)
+            name = a.name or f"mass-{part.replace('/', '-')}"
+    else:
+        pairs, name = pairs_of(run, policy, a), a.name or "-".join(filter(None, (a.method, a.factor)))
+        how = {"towers": towers_of(a.towers or ["expert", "vlm"], policy), "direction": a.direction}
+        how |= {"data": run.data, "factor": a.factor, "seed": a.seed}
+        if a.method == "atp":
+            scores = atp(policy, pairs, verified=a.verify, **how)
+        elif a.method == "ig":
+            scores = integrated(policy, pairs, n=a.points, **how)
+        else:
+            scores = atp_qk(policy, pairs, a.method.removeprefix("atp-"), **how)
+    _report(run, scores, name)
+    for check in scores.settings.get("verified", ()):
+        print(f"  {check['head']}: estimated {check['estimate']:.4g}, really {check['exact']:.4g}")
+
+
+def _attribute_takes(p: ArgumentParser) -> None:
+    p.add_argument(
+        "--method", choices=("atp", "ig", "atp-q", "atp-k", "direct", "mass"), default="atp",
+        help="attribution patching; integrated gradients; attribution patching of queries or keys; what a head writes "
+        "into the action; where it looks",
+    )  # fmt: skip
+    _pairs_take(p)
+    p.add_argument("--verify", type=int, default=5, help="best heads of atp to patch for real")
+    p.add_argument("--points", type=int, default=5, help="points of integrated gradients")
+    p.add_argument(
+        "--part", help="mass: what is looked at (image/<camera>, language, ..., or image/<camera>/padding)"
+    )
+
+
+def _pairs_take(p: ArgumentParser) -> None:
+    p.add_argument("--run", required=True)
+    p.add_argument(
+        "--factor", help="pairs that differ in this: visual, linguistic, physical (by default, in episode)"
+    )
+    p.add_argument("--pairs", type=int, default=30, help="pairs to patch between")
+    p.add_argument(
+        "--frames", type=int, default=60, help="frames of the demonstrations, for methods without pairs"
+    )
+    p.add_argument("--towers", nargs="+", default=None, help="towers to score (expert and vlm)")
+    p.add_argument("--direction", choices=("denoising", "noising"), default="denoising")
+    p.add_argument("--policy", help="directory of the run's policy, if it has moved")
+    p.add_argument("--demos", help="directory of the run's demonstrations, if they have moved")
+    p.add_argument("--name", help="name of the scores (by default, the method and the factor)")
+    p.add_argument("--seed", type=int, default=0)
+
+
+def _report(run: Run, scores: HeadScores, name: str) -> None:
+    path = run.save_scores(scores, name)
+    for tower in scores.towers:
+        ranked = scores.ranked(tower)[:5]
+        print(f"{tower}: best {', '.join(f'{h} {scores.score(h):.4g}' for h in ranked)} [{scores.units}]")
+    print(path)
+
+
+def pairs_of(run: Run, policy: Policy, a: Namespace) -> Pairs:
+    """Pairs of the factor, or without one of frames of different episodes."""
+    from interp.factors.study import pairs_for
+    from interp.patching import Pairs
+
+    recordings = partial(demos_of, run, a.demos)
+    if a.factor is None:
+        return Pairs.of_frames(recordings().for_policy(policy.spec), a.pairs, a.seed)
+    (found,) = pairs_for(run, policy, recordings, [a.factor], a.pairs, seed=a.seed, progress=True)
+    return found.pairs
 
 
 # ---- what verbs open
@@ -117,4 +349,8 @@ def command_of(a: Namespace) -> list[str]:
 VERBS = (
     (capture, _capture_takes),
     (rank, _rank_takes),
+    (explain, _explain_takes),
+    (factors, _factors_takes),
+    (patch, _patch_takes),
+    (attribute, _attribute_takes),
 )

@@ -105,7 +105,7 @@ def study(
             method=method,
             towers=towers,
             seed=seed,
-            directory=run.path / "sweeps" / f"factors-{method}" / each.factor,
+            directory=run.path / ".sweeps" / f"factors-{method}" / each.factor,
             progress=progress,
             **options,
         )

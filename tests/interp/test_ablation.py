@@ -17,12 +17,13 @@ from torch import Tensor
 
 import interp.ablation
 from interp.ablation import AblationSettings, _Problem, ablate, ablate_set
+from interp.assembly import bootstrap
 from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies import Policy, load_policy
 from interp.scores import HeadScores
-from interp.sweep import NOTHING, Edit, Stage, bootstrap, single
+from interp.sweep import NOTHING, Edit, Stage, single
 
 # Stacked rows take other kernels than single ones; chunks are of order one.
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -225,19 +226,31 @@ def test_only_what_an_edit_can_change_runs_again(policy: Policy) -> None:
     batch, noise, ran = policy.batch(random_observations(2)), policy.noise(2, 0), []
     stage = Stage(policy, batch)
     handles = [
-        policy.block(tower, layer).layer.register_forward_hook(
-            lambda *_, name=f"{tower}{layer}": ran.append(name)
-        )
+        module.register_forward_hook(lambda *_, name=f"{tower}{layer} {kind}": ran.append(name))
         for tower in ("vision", "vlm", "expert")
         for layer in range(policy.spec.towers[tower].layers)
+        for kind, module in (("mlp", policy.block(tower, layer).mlp), ("q", policy.block(tower, layer).query))
     ]
     stage.denoise(noise, single(policy, "expert"))
-    assert (ran.count("vision0"), ran.count("vlm0"), ran.count("expert0")) == (1, 1, policy.spec.flow_steps)
-    stage.denoise(noise, [Edit((Head("vlm", 1, 0),))])  # once more to trace the layers
+    assert (ran.count("vision0 q"), ran.count("vlm0 q")) == (1, 1)
+    # The clean run's 4 steps; the first step once for every layer that edits are in, from z there on; 3 more together.
+    assert [ran.count(f"expert{layer} q") for layer in range(3)] == [4 + 0 + 3, 4 + 1 + 3, 4 + 2 + 3]
+    assert [ran.count(f"expert{layer} mlp") for layer in range(3)] == [4 + 1 + 3, 4 + 2 + 3, 4 + 3 + 3]
     ran.clear()
-    stage.denoise(noise, [Edit((Head("vlm", 1, 0),)), Edit((Head("vlm", 1, 1),))])
-    assert (ran.count("vision0"), ran.count("vlm0"), ran.count("vlm1"), ran.count("vlm2")) == (0, 0, 1, 0)
+    stage.denoise(noise, [Edit((Head("expert", 1, 0),), step=3)])
+    # A late step starts late.
+    assert [ran.count(f"expert{layer} mlp") for layer in range(3)] == [4 + 0, 4 + 1, 4 + 1]
+    ran.clear()
+    stage.denoise(noise, [Edit((Head("vlm", 0, 0),)), Edit((Head("vlm", 0, 1),))])
+    assert ran.count("vision0 q") == 0
     # Of the last layer only keys and values are computed, so it never comes to its end.
+    assert [ran.count(f"vlm{layer} mlp") for layer in range(3)] == [1, 1, 0]
+    assert [ran.count(f"vlm{layer} q") for layer in range(3)] == [0, 1, 1]
+    # The expert reads the first layer's keys and values as they were.
+    assert [ran.count(f"expert{layer} q") for layer in range(3)] == [4 + 0 + 3, 4 + 1 + 3, 4 + 1 + 3]
+    ran.clear()
+    stage.denoise(noise, [Edit((Head("vision", 1, 0),))])
+    assert [ran.count(f"vision{layer} q") for layer in range(2)] == [1, 1]  # the clean run alone
     for handle in handles:
         handle.remove()
 

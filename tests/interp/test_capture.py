@@ -48,7 +48,7 @@ def test_z_is_what_plain_hooks_see_at_the_papers_tokens(
     policy: Policy, demos: Demonstrations, run: Run
 ) -> None:
     model = policy.module.model
-    noise = interp.capture._noise(policy, demos, range(len(demos)), seed=0)
+    noise = interp.capture.frame_noise(policy, demos, range(len(demos)), seed=0)
     for frame in (0, 40, 74):
         batch = policy.batch([demos.observation(frame)])
         actions = policy.module.sample_actions(noise=noise[frame : frame + 1], **batch)
@@ -163,7 +163,7 @@ interp.capture.capture(load_policy(sys.argv[1]), Demonstrations.open(sys.argv[2]
 
 @pytest.mark.parametrize(
     ("function", "at"),
-    [("_thumbnail", 2 * BLOCK + 5), ("_parquet", 3), ("_parquet", 4)],
+    [("thumbnail", 2 * BLOCK + 5), ("_parquet", 3), ("_parquet", 4)],
     ids=["amid a block", "before its commit", "before the end"],
 )
 def test_killed_with_sigkill_it_resumes_to_the_same_bytes(

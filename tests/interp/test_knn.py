@@ -3,55 +3,26 @@
 The reference is the procedure spelled out: for every frame, sort all allowed frames by cosine distance, weigh, average.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 import zarr
+from knn_kit import LENGTHS, PLANTED, arrays, naive_errors, planted_run
 
 import interp.neighbours
 from interp.errors import UsageError
 from interp.heads import Head
-from interp.knn import KnnSettings, best_add, rank, topk
-from interp.neighbours import Folds, errors
-from interp.policies import Policy, TowerSpec
-from interp.runs import Run, Signals
+from interp.knn import KnnSettings, best_add, foreign_frames, rank, topk
+from interp.neighbours import Folds, JointDistances, errors
+from interp.policies import Policy
+from interp.runs import Run
 
 KS = (2, 5, 9)
-
-
-def naive_errors(
-    z: np.ndarray,
-    target: np.ndarray,
-    episode: np.ndarray,
-    frame: np.ndarray,
-    k: int,
-    window: int = 30,
-    valid: np.ndarray | None = None,
-) -> np.ndarray:
-    single = len(set(episode)) == 1
-    found = []
-    for i in range(len(z)):
-        allowed = abs(frame - frame[i]) > window if single else episode != episode[i]
-        lengths = np.linalg.norm(z, axis=1) * np.linalg.norm(z[i])
-        distances = 1 - z @ z[i] / np.where(lengths > 0, lengths, np.inf)
-        candidates = [(distances[j], j) for j in np.flatnonzero(allowed)]
-        if not candidates:
-            found.append(np.nan)
-            continue
-        chosen = sorted(candidates)[:k]
-        if chosen[0][0] < 1e-8:
-            prediction = target[chosen[0][1]]
-        else:
-            weights = np.array([1 / (distance + 1e-8) for distance, _ in chosen])
-            prediction = sum(w * target[j] for w, (_, j) in zip(weights, chosen, strict=True)) / weights.sum()
-        square = (prediction - target[i]) ** 2
-        found.append(square.mean() if valid is None else square[valid[i]].mean())
-    return np.array(found)
 
 
 def problem(lengths: Sequence[int] = (12, 15, 9), d: int = 6, shift: float = 0.0, seed: int = 0):
@@ -93,6 +64,27 @@ def test_a_twin_is_taken_alone_and_near_twins_are_weighed_exactly() -> None:
     assert found[3] == pytest.approx(((target[20] - target[3]) ** 2).mean())
 
 
+def test_neighbours_that_float32_cannot_tell_apart_are_still_put_in_order() -> None:
+    """Around frame 0 lie twelve frames in pairs 1e-9 apart, of which k = 5 and 9 take one: float32 resolves 7e-9."""
+    z, target, episode, frame = problem((1, 24, 40), d=32)
+    u, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(32, 13)))
+    z[0] = u[:, 0]
+    z[1:25] *= 0.01
+    z[1:25] -= u[:, 0]  # the rest of the second episode points away
+    order = np.random.default_rng(2).permutation(12)
+    for place, late in enumerate(order, start=1):
+        cosine = 1 - (0.1 + 0.01 * (late // 2) + 1e-9 * (late % 2))
+        z[place] = cosine * u[:, 0] + np.sqrt(1 - cosine**2) * u[:, place]
+    for at, k in enumerate(KS):
+        expected = naive_errors(z, target, episode, frame, k)
+        assert ours(z, target, episode, frame)[at][0] == pytest.approx(expected[0], rel=1e-6)
+        # and when the same vectors are two heads that are joined
+        folds = Folds(torch.tensor(episode), torch.tensor(frame))
+        joint = JointDistances(torch.tensor(z).unflatten(1, (2, 16)), folds, budget=2**30)
+        joint.add(0)
+        assert joint.error(1, torch.tensor(target), k, None) == pytest.approx(expected.mean(), rel=1e-6)
+
+
 def test_a_single_episode_leaves_out_the_frames_around_each_frame() -> None:
     z, target, episode, frame = problem([40])
     for at, k in enumerate(KS):
@@ -132,49 +124,14 @@ def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 # ---- on a run
 
 
-LENGTHS = (14, 11, 16, 12, 13, 10)
-PLANTED = (Head("expert", 0, 2), Head("expert", 2, 1))
-
-
 @pytest.fixture(scope="module")
 def run(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run in which two heads carry the action, one half of it each, and all others noise."""
-    rng = np.random.default_rng(4)
-    n = sum(LENGTHS)
-    towers = {**policy.spec.towers, "expert": TowerSpec((4, 4, 4), 1, 8, dead=((1, 3),))}
-    made = Run.create(
-        tmp_path_factory.mktemp("runs") / "planted",
-        policy="pi0-x",
-        source="made up",
-        spec=replace(policy.spec, towers=towers),
-        data={"fingerprint": "demos-x"},
-    )
-    action = rng.normal(size=(n, 7)).astype(np.float32)
-    z = rng.normal(size=(n, 3, 4, 8)).astype(np.float32)
-    z[:, 0, 2, :4] = 3 * action[:, :4]
-    z[:, 2, 1, :3] = 3 * action[:, 4:]
-    z[:, 1, 3, :7] = 3 * action  # a dead head that seems to know everything
-    zarr.open_group(made.store("expert"), mode="w").create_array("first_action", data=z, chunks=(32, 1, 4, 8))
-    signals = Signals(
-        episode=np.repeat(np.arange(len(LENGTHS)) * 10, LENGTHS),
-        frame=np.concatenate([np.arange(length) for length in LENGTHS]),
-        instruction=["do it"] * n,
-        state=rng.normal(size=(n, 8)),
-        action=action,
-        prediction=rng.normal(size=(n, 6, 7)),
-    )
-    pq.write_table(signals.to_table(), made.path / "signals.parquet")
-    made.update(captured={"expert": ["first_action"]})
-    return made
+    return planted_run(policy, tmp_path_factory.mktemp("runs") / "planted")
 
 
 @pytest.fixture(scope="module")
 def settings() -> KnnSettings:
     return KnnSettings(ks=(3, 6, 12))
-
-
-def arrays(run: Run) -> tuple[np.ndarray, Signals]:
-    return run.activations("expert")[:].astype(float), run.signals()
 
 
 def test_planted_heads_come_first_and_beat_chance(run: Run, settings: KnnSettings) -> None:
@@ -257,6 +214,14 @@ def test_topk_is_the_published_choice(run: Run, settings: KnnSettings) -> None:
     assert (greedy.k, [(head.layer, head.index) for head in greedy.heads]) == (best, per_k[best][1])
     assert greedy.error == pytest.approx(per_k[best][0], rel=1e-5)
     assert set(greedy.heads[:2]) == set(PLANTED)
+    grown = [joint(per_k[best][1][:size], best) for size in (1, 2, 3)]
+    assert greedy.path == pytest.approx(grown, rel=1e-5)
+    saved = rank(run, settings, n=3, permutations=0, resamples=0, greedy=True).settings["greedy"]["expert"]
+    assert saved == {
+        "k": best,
+        "heads": [str(head) for head in greedy.heads],
+        "joint_error": list(greedy.path),
+    }
     assert best_add(run, 3, settings=settings, budget=8 * 4 * len(signals) ** 2) == greedy  # nothing kept
     with pytest.raises(UsageError, match="76 frames need"):
         best_add(run, 3, settings=settings, budget=1000)
@@ -287,6 +252,45 @@ def test_the_same_seed_gives_the_same_scores_and_they_survive_the_disk(
     assert first.to_json() | {"created": ""} == second.to_json() | {"created": ""}
     run.save_scores(first, "knn-test")
     assert run.read_scores("knn-test").to_json() == first.to_json()
+
+
+def test_ranking_and_selections_are_those_of_the_benchmark_reference(run: Run) -> None:
+    """What benchmarks/knn.py is faster than is the same procedure, a third time written down."""
+    file = Path(__file__).parents[2] / "benchmarks/knn_reference.py"
+    loader = importlib.util.spec_from_file_location("knn_reference", file)
+    assert loader is not None
+    assert loader.loader is not None
+    reference = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(reference)
+    z, signals = arrays(run)
+    live = [(layer, head) for layer in range(3) for head in range(4) if (layer, head) != (1, 3)]
+    flat = np.stack([z[:, layer, head] for layer, head in live], axis=1)
+    data = flat, signals.action.astype(float), signals.episode
+    settings = KnnSettings(ks=(3, 6))
+    for at_once in (None, 1):
+        ranked = reference.rank(*data, settings.ks, at_once)
+        error, k, heads = reference.topk(*data, ranked, 4, at_once)
+        found = topk(run, 4, settings=settings)
+        assert (found.k, [live.index((h.layer, h.index)) for h in found.heads]) == (k, heads)
+        assert found.error == pytest.approx(error, abs=1e-6)
+        for k in settings.ks:
+            scores = rank(run, KnnSettings(ks=(k,)), n=1, permutations=0, resamples=0)
+            best = [
+                (scores.score(head), live.index((head.layer, head.index))) for head in scores.ranked("expert")
+            ]
+            assert [head for _, head in best] == [head for _, head in ranked[k]]
+            assert [error for error, _ in best] == pytest.approx([error for error, _ in ranked[k]], abs=1e-6)
+    error, k, heads = reference.best_add(*data, settings.ks, 4)
+    greedy = best_add(run, 4, settings=settings)
+    assert (greedy.k, [live.index((h.layer, h.index)) for h in greedy.heads]) == (k, heads)
+    assert greedy.error == pytest.approx(error, abs=1e-6)
+
+
+def test_the_null_gives_episodes_the_actions_of_other_whole_episodes() -> None:
+    """Stretched to their length: the first frame meets the first, the last the last, nothing leaves its order."""
+    episode = np.repeat([0, 1], [3, 5])
+    drawn = {tuple(foreign_frames(episode, np.random.default_rng(seed)).tolist()) for seed in range(9)}
+    assert drawn == {(0, 1, 2, 3, 4, 5, 6, 7), (3, 5, 7, 0, 0, 1, 2, 2)}
 
 
 def test_bad_input_is_one_clear_line(run: Run, settings: KnnSettings) -> None:

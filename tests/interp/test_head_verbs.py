@@ -1,0 +1,87 @@
+"""Promises of `robosteer patch` and `robosteer attribute`: scores that the library computes, in the run, by name."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lerobot_writer import random_episodes, write_dataset
+
+import robosteer
+from interp.attribution import atp
+from interp.capture import capture
+from interp.demos import Demonstrations
+from interp.patching import Pairs, patch_heads
+from interp.policies import load_policy
+from interp.runs import Run
+
+
+@pytest.fixture(scope="module")
+def run(tiny_policy_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("verbs")
+    demos = Demonstrations.open(write_dataset(folder / "demos", random_episodes((4, 3, 3))))
+    policy = load_policy(tiny_policy_dir)
+    return capture(policy, demos, folder / "run", towers=("expert",), thumbnails=False, progress=False)
+
+
+def say(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    status = robosteer.main([str(word) for word in words])
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_patch_saves_what_patch_heads_finds(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = say(capsys, "patch", "--run", run.path, "--pairs", 3, "--towers", "expert", "--step", 1)
+    assert status == 0
+    assert "expert: best expert.L" in out
+    policy, demos = load_policy(run.info["policy"]["source"]), Demonstrations.open(run.info["data"]["path"])
+    expected = patch_heads(policy, Pairs.of_frames(demos, 3), step=1, resamples=0).tower("expert").value
+    np.testing.assert_array_equal(run.read_scores("patching").tower("expert").value, expected)
+
+
+def test_every_method_leaves_its_scores(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, name, method in (
+        (("patch", "--method", "zero", "--frames", 2), "ablation-zero", "ablation-zero"),
+        (("attribute", "--pairs", 2, "--verify", 2), "atp", "atp-denoising"),
+        (
+            ("attribute", "--method", "ig", "--pairs", 2, "--points", 2, "--direction", "noising"),
+            "ig",
+            "ig-noising",
+        ),
+        (("attribute", "--method", "atp-q", "--pairs", 2, "--towers", "expert"), "atp-q", "atp-q-denoising"),
+        (("attribute", "--method", "direct", "--frames", 3), "direct", "direct"),
+        (("attribute", "--method", "mass", "--part", "language", "--frames", 3), "mass-language", "mass"),
+    ):
+        status, out, err = say(capsys, words[0], "--run", run.path, *words[1:])
+        assert status == 0, err
+        scores = run.read_scores(name)
+        assert scores.method == method
+        assert np.isfinite(scores.tower("expert").value).all()
+        assert str(run.path / "scores" / f"{name}.json") in out
+    checked = json.loads((run.path / "scores/atp.json").read_text())["settings"]["verified"]
+    assert len(checked) == 2
+
+
+def test_pairs_of_frames_are_of_two_episodes(run: Run) -> None:
+    demos = Demonstrations.open(run.info["data"]["path"])
+    pairs = Pairs.of_frames(demos, 5)
+    assert len(pairs) == 5
+    assert pairs.fingerprint == Pairs.of_frames(demos, 5).fingerprint
+    assert all(not np.array_equal(a.state, b.state) for a, b in zip(pairs.clean, pairs.corrupt, strict=True))
+    assert atp(load_policy(run.info["policy"]["source"]), pairs, resamples=0).n == {"pairs": 5, "groups": 3}
+
+
+def test_mistakes_are_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        (("patch", "--span", "tail"), "unknown token span 'tail'"),
+        (("patch", "--towers", "arm"), "unknown tower 'arm'"),
+        (("patch", "--pairs", 0), "pairs"),
+        (("attribute", "--method", "mass", "--part", "ceiling"), "unknown part"),
+        (("attribute", "--method", "ig", "--towers", "vision"), "take atp for vision"),
+        (("attribute", "--factor", "moral"), "unknown factor 'moral'"),
+    ):
+        status, _, err = say(capsys, words[0], "--run", run.path, *words[1:])
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert status == 2, words
+        assert len(lines) == 1, err
+        assert message in lines[0]
