@@ -54,13 +54,14 @@ def app(a: argparse.Namespace) -> None:
     """Open the dashboard over the runs under a directory."""
     from app import serve
 
-    serve(a.runs, host=a.host, port=a.port)
+    serve(a.runs, host=a.host, port=a.port, allow_launch=a.allow_launch)
 
 
 def _app_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--runs", default="runs", help="directory of runs, or one run")
     p.add_argument("--host", default="127.0.0.1")
     p.add_argument("--port", type=int, default=8050)
+    p.add_argument("--allow-launch", action="store_true", help="let its pages start and stop finetunings")
 
 
 def demo(a: argparse.Namespace) -> None:
@@ -71,8 +72,9 @@ def demo(a: argparse.Namespace) -> None:
     demos = run.parent / f"{run.name}-demonstrations"
     if not demos.exists():
         _say("record", "--task", a.task, "--episodes", a.episodes, "--demos", demos)
-    _say("capture", "--demos", demos, "--run", run)
+    _say("capture", "--demos", demos, "--run", run, "--footage")
     _say("rank", "--run", run)
+    _say("factors", "--run", run, "--pairs", 10, "--task", a.task)
     _say("select", "--run", run, "--top", a.heads, "--name", "chosen")
     _say("evaluate", "--run", run, "--task", a.task, "--n", a.n, "--name", "base")
     _say("finetune", "--run", run, "--heads", "chosen")

@@ -7,6 +7,8 @@
     outcomes   results of rollouts as rows to compare (pure)
     maps       figures of heads: layer x head maps, ranked scores (pure)
     rates      figures of rollouts: success and paired differences (pure)
+    watch_data, watch_timeline   an episode's footage as bytes, and what happened in it as a figure (pure)
+    jobs       finetunings as processes of their own; training, counting: their form, words and parameters
     theme      colours, fonts, light and dark
     widgets    the few components that pages share
     pages/     one file a page; `pages.PAGES` lists them
@@ -14,7 +16,8 @@
     server     create_app, listen, serve
     assets/    style sheet, font, and the client side: the selection never asks the server
 
-The app reads files of a run and writes one kind, heads files under selections/.
+The app reads files of a run and writes two kinds: heads files under selections/ and, where jobs may be started,
+jobs/<id>/.
 """
 
 from app.server import create_app, listen, serve

@@ -89,7 +89,7 @@ def shape_of(run: Run) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _read(path: Path, name: str, stamp: tuple[int, int]) -> HeadScores:
     return Run.open(path).read_scores(name)
 

@@ -61,7 +61,7 @@ def head_map(panel: Panel, view: View, scheme: str) -> Figure:
     """Layer x head map of one panel on the view's scale. Layer 0 is on top, as the network is read."""
     layers, heads = panel.value.shape
     colours = theme.SCHEMES[scheme]
-    low, high = view.range
+    low, high = view.range(panel)
     dead = [(layer, head) for layer, head in panel.grid.dead if layer < layers and head < heads]
     hatched = [_hatch(layer, head) for layer, head in dead]
     still: dict[str, Any] = {"type": "scatter", "hoverinfo": "skip", "showlegend": False}
@@ -73,9 +73,9 @@ def head_map(panel: Panel, view: View, scheme: str) -> Figure:
     traces = {
         "cells": {
             "type": "heatmap",
-            "z": [[number(x) for x in row] for row in panel.value],
+            "z": [[number(x) for x in row] for row in view.colours(panel)],
             "customdata": _hover_data(panel),
-            "hovertemplate": _hover(panel),
+            "hovertemplate": _hover(panel, view.by),
             "hoverongaps": False,
             "coloraxis": "coloraxis",
             "xgap": 1 if heads > 20 else 2,
@@ -102,7 +102,13 @@ def head_map(panel: Panel, view: View, scheme: str) -> Figure:
     axis = {"showgrid": False, "zeroline": False, "ticks": "", "fixedrange": True}
     layout = {
         "template": theme.plotly_layout(scheme),
-        "meta": {"title": panel.title},
+        "meta": {
+            "title": panel.key,
+            "paint": [
+                [["layout", "coloraxis", "colorscale"], "worst_to_best"],
+                [["data", TRACES.index("hatch"), "line", "color"], "hatch"],
+            ],
+        },
         "margin": MARGIN,
         "dragmode": "select",
         "clickmode": "event",
@@ -112,7 +118,7 @@ def head_map(panel: Panel, view: View, scheme: str) -> Figure:
             "cmin": low,
             "cmax": high,
             "colorscale": theme.ramp(scheme),
-            "reversescale": not panel.scores.higher_is_better,
+            "reversescale": not view.better_up(panel),
             "showscale": False,
         },
         "xaxis": {
@@ -143,11 +149,18 @@ def ranked(panels: Sequence[Panel], scheme: str) -> Figure:
     """
     colours = theme.SCHEMES[scheme]
     data: list[dict[str, Any]] = []
+    paint: list[list[Any]] = []
     for i, panel in enumerate(panels):
         heads = panel.scores.ranked(panel.tower)
         at = tuple(np.array([(h.layer, h.index) for h in heads], dtype=int).reshape(-1, 2).T)
         x, y = list(range(1, len(heads) + 1)), panel.value[at].tolist()
-        colour = colours.arms[1 + i % (len(colours.arms) - 1)]
+        arm = 1 + i % (len(colours.arms) - 1)
+        colour = colours.arms[arm]
+        paint += [
+            [["data", 2 * i, "fillcolor"], f"arms.{arm}/29"],
+            [["data", 2 * i + 1, "marker", "color"], f"arms.{arm}"],
+            [["data", 2 * i + 1, "line", "color"], f"arms.{arm}"],
+        ]
         band: list[float] = []
         if panel.grid.low is not None and panel.grid.high is not None:
             band = [*panel.grid.high[at].tolist(), *panel.grid.low[at].tolist()[::-1]]
@@ -157,7 +170,7 @@ def ranked(panels: Sequence[Panel], scheme: str) -> Figure:
         data.append(
             {
                 "type": "scatter",
-                "name": panel.title,
+                "name": panel.key,
                 "x": x,
                 "y": y,
                 "customdata": [str(h) for h in heads],
@@ -172,6 +185,7 @@ def ranked(panels: Sequence[Panel], scheme: str) -> Figure:
     chance = {"type": "line", "xref": "paper", "x0": 0, "x1": 1}
     chance |= {"line": {"width": 1, "dash": "4px,3px", "color": colours.arms[0]}}
     word = {"text": "chance", "xref": "paper", "x": 0.002, "xanchor": "left", "yanchor": "bottom"}
+    paint += [[["layout", "shapes", i, "line", "color"], "arms.0"] for i in range(len(nulls))]
     x0, y1, x1, y0 = ranked_frame(panels).box
     layout = {
         "template": theme.plotly_layout(scheme),
@@ -180,6 +194,7 @@ def ranked(panels: Sequence[Panel], scheme: str) -> Figure:
         "clickmode": "event",
         "hovermode": "closest",
         "uirevision": "ranked",
+        "meta": {"title": f"{panels[0].scores.label}: score by rank, 95 % interval", "paint": paint},
         "showlegend": len(panels) > 1,
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
         "shapes": [{**chance, "y0": null, "y1": null} for null in nulls],
@@ -212,6 +227,7 @@ def ranked_frame(panels: Sequence[Panel]) -> Frame:
 
 
 def _hover_data(panel: Panel) -> list[list[list[Any]]]:
+    """[low, high, rank, value] of each cell; the cursor reads it too (assets/maps.js)."""
     low, high = panel.grid.low, panel.grid.high
     layers, heads = panel.value.shape
     return [
@@ -220,6 +236,7 @@ def _hover_data(panel: Panel) -> list[list[list[Any]]]:
                 number(low[layer, head]) if low is not None else None,
                 number(high[layer, head]) if high is not None else None,
                 int(panel.rank[layer, head]),
+                number(panel.value[layer, head]),
             ]
             for head in range(heads)
         ]
@@ -227,11 +244,11 @@ def _hover_data(panel: Panel) -> list[list[list[Any]]]:
     ]
 
 
-def _hover(panel: Panel) -> str:
+def _hover(panel: Panel, by: str) -> str:
     interval = "<br>95 %: %{customdata[0]:.3g} to %{customdata[1]:.3g}" if panel.grid.low is not None else ""
-    what = f"{panel.scores.factor}: " if panel.scores.factor else ""
+    what = "" if by == "tower" else f"{panel.key}: "
     return (
-        f"<b>{panel.tower}.L%{{y}}H%{{x}}</b><br>{what}%{{z:.3g}}{interval}"
+        f"<b>{panel.tower}.L%{{y}}H%{{x}}</b><br>{what}%{{customdata[3]:.3g}}{interval}"
         f"<br>rank %{{customdata[2]}} of {panel.scored}<extra></extra>"
     )
 

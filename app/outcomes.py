@@ -1,145 +1,226 @@
 """Results of rollouts, laid out to be compared: grouped by task, the baseline first. Pure.
 
-Axis names: row, one result (an arm on a task).
+The numbers are `steering.compare`'s, whose words these are: an arm is a policy under its name, a cell an arm on a task
+under a suite, every difference is paired with the pinned baseline on the same episodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from app import raw
 from interp.errors import UsageError
 from interp.runs import Run
-from steering.results import Result, load_result
+from steering.compare import TRIALS, Arm, Cell, Comparison, Mean, compare
+from steering.results import IN_DOMAIN, Result, load_result
+from steering.stats import Interval
 
-# the order in which arms are listed; others follow by name
-ARMS = (
-    "base",
-    "aligned",
-    "paper",
-    "all-heads",
-    "lora",
-    "full",
-    "ffn-only",
-    "random-k",
-    "bottom-k",
-    "generic-k",
-    "retain",
-)
+FILMS = (".gif", ".mp4", ".webm", ".png")
+SPOKEN = {
+    "visual": "visual changes",
+    "linguistic": "linguistic changes",
+    "physical": "physical changes",
+    "unseen": "tasks that nobody trained",
+    "pretraining": "pretraining tasks",
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One result at its place: `y` counts rows downwards, headings included."""
+    """One arm's cell at its place: `y` counts rows downwards, headings included."""
 
-    result: Result
-    label: str
+    cell: Cell
     y: float
     baseline: bool
 
     @property
-    def n(self) -> int:
-        return len(self.result.episodes)
-
-    @property
-    def successes(self) -> int:
-        return sum(episode.success for episode in self.result.episodes)
+    def label(self) -> str:
+        return self.cell.arm
 
 
 @dataclass(frozen=True)
 class Group:
-    """All results on one task; `y` is the place of its heading."""
+    """All arms on one task, as in the demonstrations; `y` is the place of its heading."""
 
     task: str
     y: float
     rows: tuple[Row, ...]
 
 
-def results_of(run: Run) -> tuple[list[Result], list[str]]:
-    """The run's results, and a line for each file that cannot be read."""
-    results, problems = [], []
+def read(run: Run) -> tuple[dict[Path, Result], list[str]]:
+    """The run's results by file, and a line for each file that cannot be read."""
+    found, problems = {}, []
     for path in run.results.values():
         try:
-            results.append(load_result(path))
-        except (UsageError, ValueError, TypeError, KeyError, OSError) as error:
+            found[path] = load_result(path)
+        except (UsageError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             problems.append(str(error))
-    return results, problems
+    return found, problems
 
 
-def grouped(results: Sequence[Result]) -> list[Group]:
-    """Results by task, each at its row."""
-    baselines = {"base", *(r.paired.against for r in results if r.paired is not None)}
-    place = {arm: i for i, arm in enumerate(ARMS)}
+def compared(
+    results: Mapping[Path, Result], against: str | None = None, suites: bool = True
+) -> Comparison | None:
+    """The comparison of results; None if there are none. A baseline that is not there is not a wish: the usual one
+    then. Without `suites` only in-domain results count, if there are any: that takes no time."""
+    usual = [path for path, result in results.items() if result.suite == IN_DOMAIN]
+    paths = list(results) if suites or not usual else usual
+    if not paths:
+        return None
+    names = {results[path].name for path in paths}
+    files = tuple((path, raw.version(path)) for path in paths)
+    return _compared(files, against if against in names else None)
+
+
+@lru_cache(maxsize=32)
+def _compared(files: tuple[tuple[Path, str], ...], against: str | None) -> Comparison:
+    return compare([path for path, _ in files], against)
+
+
+def grouped(comparison: Comparison) -> list[Group]:
+    """In-domain cells by task, each at its row, the arms in the comparison's order."""
+    place = {arm.arm: i for i, arm in enumerate(comparison.arms)}
     groups: list[Group] = []
     y = 0.0
-    for task in sorted({r.task for r in results}):
-        ours = sorted(
-            (r for r in results if r.task == task), key=lambda r: (place.get(r.arm, len(ARMS)), r.arm, r.name)
-        )
-        arms = [r.arm for r in ours]
-        rows = tuple(
-            Row(r, r.arm if arms.count(r.arm) == 1 else r.name, y + 1 + i, bool({r.arm, r.name} & baselines))
-            for i, r in enumerate(ours)
-        )
-        groups.append(Group(task, y, rows))
+    for task in comparison.tasks:
+        ours = [cell for cell in comparison.cells if (cell.task, cell.suite) == (task, IN_DOMAIN)]
+        ours.sort(key=lambda cell: place[cell.arm])
+        if not ours:
+            continue
+        rows = [Row(cell, y + 1 + i, cell.arm == comparison.against) for i, cell in enumerate(ours)]
+        groups.append(Group(task, y, tuple(rows)))
         y += len(rows) + 1.4
     return groups
 
 
-def table(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """One flat record a result: the table, and what is exported. Rates are fractions of one."""
+def trials(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Suites other than in-domain by what they try, in order; each `TRIALS` name, or "other"."""
+    kind = {cell.suite: cell.trial or "other" for cell in comparison.cells if cell.suite != IN_DOMAIN}
+    return [
+        (trial, [s for s in comparison.suites if kind[s] == trial])
+        for trial in (*TRIALS, "other")
+        if trial in kind.values()
+    ]
+
+
+def table(comparison: Comparison) -> list[dict[str, Any]]:
+    """One flat record a cell: the table, and what is exported. Rates are fractions of one."""
+    arms = {arm.arm: arm for arm in comparison.arms}
+    return [{**_cell_record(cell), **_cost_record(arms[cell.arm])} for cell in comparison.cells]
+
+
+def _cell_record(cell: Cell) -> dict[str, Any]:
+    gap = cell.difference
+    return {
+        "task": cell.task,
+        "suite": cell.suite,
+        "arm": cell.arm,
+        "n": cell.n * cell.runs,
+        "success": cell.success.value,
+        "low": cell.success.low,
+        "high": cell.success.high,
+        "difference": gap.value if gap else None,
+        "difference_low": gap.low if gap else None,
+        "difference_high": gap.high if gap else None,
+        "failures": " · ".join(f"{n} {why}" for why, n in list(cell.failures.items())[:3]),
+    }
+
+
+def _cost_record(arm: Arm) -> dict[str, Any]:
+    return {
+        "trainable": arm.trained[1],
+        "groups": " · ".join(f"{name} {most:,}" for name, (_, most) in arm.parameters.items()),
+        "train_seconds": arm.train_seconds[1] if arm.train_seconds else None,
+        "peak_memory_mb": arm.peak_memory_mb,
+    }
+
+
+def differing(results: Iterable[Result]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Arms, and every setting in which they differ with its value for each; a dash where one has none."""
+    shown = [result for result in results if result.suite == IN_DOMAIN]
+    columns = list(dict.fromkeys(result.name for result in shown))
+    flat: dict[str, dict[str, str]] = {}
+    for result in shown:
+        settings = {
+            "heads": f"{len(result.heads)}: {', '.join(result.heads)}" if result.heads else None,
+            **result.settings,
+        }
+        for name, value in _flattened(settings):
+            flat.setdefault(name, {})[result.name] = value
+    rows = [(name, [values.get(column, "–") for column in columns]) for name, values in flat.items()]
+    return columns, [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _flattened(settings: Mapping[str, Any], start: str = "") -> list[tuple[str, str]]:
     out = []
-    for group in groups:
-        for row in group.rows:
-            r, rate = row.result, row.result.success_rate
-            out.append(
-                {
-                    "name": r.name,
-                    "task": r.task,
-                    "arm": r.arm,
-                    "label": row.label,
-                    "n": row.n,
-                    "successes": row.successes,
-                    "success": rate.value,
-                    "low": rate.low,
-                    "high": rate.high,
-                    "against": r.paired.against if r.paired else None,
-                    "difference": r.paired.difference if r.paired else None,
-                    "difference_low": r.paired.low if r.paired else None,
-                    "difference_high": r.paired.high if r.paired else None,
-                    "heads": len(r.heads) if r.heads is not None else None,
-                    "trainable": sum(r.trainable_parameters.values()),
-                    "groups": " · ".join(
-                        f"{name} {count:,}" for name, count in r.trainable_parameters.items()
-                    ),
-                    "train_seconds": r.seconds.get("train"),
-                    "evaluate_seconds": r.seconds.get("evaluate"),
-                    "peak_memory_mb": r.peak_memory_mb,
-                    "created": r.created,
-                }
-            )
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            out += _flattened(value, f"{start}{name} ")
+        elif value is not None:
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            out.append((f"{start}{name}".replace("_", " "), text))
     return out
 
 
-def reading(groups: Sequence[Group]) -> list[str]:
-    """The comparison in plain words: one line a task. A difference counts if its interval excludes zero."""
-    out = []
-    for group in groups:
-        said = []
-        for row in group.rows:
-            paired = row.result.paired
-            if paired is None:
-                continue
-            sure = "" if paired.low > 0 or paired.high < 0 else ", not distinguishable from none"
-            interval = f"95 % {_points(paired.low)} to {_points(paired.high)}"
-            said.append(f"{row.label} {_points(paired.difference)} points ({interval}{sure})")
-        base = [row for row in group.rows if row.baseline]
-        start = f"**{group.task}**"
-        if base:
-            start += f", baseline {100 * base[0].result.success_rate.value:.0f} % of {base[0].n}"
-        out.append(f"{start}: {'; '.join(said)}." if said else f"{start}: nothing to compare it with yet.")
-    return out
+def films_of(run: Run) -> list[str]:
+    """Films of rollouts, as paths under videos/, the latest first."""
+    folder = run.path / "videos"
+    found = [path for path in folder.rglob("*") if path.suffix in FILMS and not path.name.startswith(".")]
+    found = [path for path in found if path.is_file() and path.resolve().is_relative_to(folder.resolve())]
+    return [str(path.relative_to(folder)) for path in sorted(found, key=lambda p: (-p.stat().st_mtime, p))]
+
+
+def film(run: Run, name: str) -> Path:
+    """A film by the name that `films_of` gave it: looked up, never joined."""
+    if name not in films_of(run):
+        raise UsageError(f"run {run.name} has no film {name!r}")
+    return run.path / "videos" / name
+
+
+# ---- in words
+
+
+def reading(comparison: Comparison) -> list[str]:
+    """The comparison in plain words. A difference counts if its interval excludes zero."""
+    lines = [_of_task(group) for group in grouped(comparison)]
+    for trial, suites in trials(comparison):
+        means = [(arm.arm, arm.trials.get(trial)) for arm in comparison.arms]
+        known = [(name, mean) for name, mean in means if mean is not None]
+        if known:
+            lines.append(_of_trial(trial, suites, known))
+    return lines
+
+
+def _of_task(group: Group) -> str:
+    said = [f"{row.label} {_gap(row.cell.difference)}" for row in group.rows if row.cell.difference]
+    base = [row for row in group.rows if row.baseline]
+    start = f"**{group.task}**"
+    if base:
+        start += (
+            f", baseline {100 * base[0].cell.success.value:.0f} % of {base[0].cell.n * base[0].cell.runs}"
+        )
+    return f"{start}: {'; '.join(said)}." if said else f"{start}: nothing to compare it with yet."
+
+
+def _of_trial(trial: str, suites: Sequence[str], known: Sequence[tuple[str, Mean]]) -> str:
+    said = []
+    for name, mean in known:
+        text = f"{name} {100 * mean.success.value:.0f} %"
+        if mean.difference is not None:
+            text += f", {_gap(mean.difference)}"
+        said.append(text)
+    count = f"{len(suites)} suite{'s' * (len(suites) != 1)}"
+    return f"**{SPOKEN.get(trial, trial).capitalize()}** ({count}): {'; '.join(said)}."
+
+
+def _gap(difference: Interval) -> str:
+    sure = "" if difference.low > 0 or difference.high < 0 else ", not distinguishable from none"
+    interval = f"95 % {_points(difference.low)} to {_points(difference.high)}"
+    return f"{_points(difference.value)} points ({interval}{sure})"
 
 
 def _points(fraction: float) -> str:

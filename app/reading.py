@@ -51,8 +51,13 @@ def title(run: Run) -> str:
 
 
 def paragraphs(view: View) -> list[str]:
-    """The reading of a view: what was measured, then one sentence or two a panel."""
-    return [_measured(view), *(_panel(panel, named=len(view.panels) > 1) for panel in view.panels)]
+    """The reading of a view: what was measured, one sentence or two a panel, and what the panels say together."""
+    together = {"factor": _profiles, "method": _agreed, "tower": lambda view: []}[view.by]
+    return [
+        _measured(view),
+        *(_panel(panel, named=len(view.panels) > 1) for panel in view.panels),
+        *together(view),
+    ]
 
 
 def caption(panel: Panel) -> str:
@@ -69,20 +74,25 @@ def caption(panel: Panel) -> str:
 
 def _measured(view: View) -> str:
     scores = view.scores
-    towers = _listed([f"{p.scored} {p.tower}" for p in ([view.panels[0]] if view.factors else view.panels)])
-    dead = sum(len(p.grid.dead) for p in ([view.panels[0]] if view.factors else view.panels))
+    panels = list(view.panels) if view.by == "tower" else [view.panels[0]]
+    towers = _listed([f"{p.scored} {p.tower}" for p in panels])
+    dead = sum(len(p.grid.dead) for p in panels)
     left_out = (
         f" {_count(dead, 'head is', 'heads are')} dead (no path to the action) and left out." if dead else ""
     )
-    factors = f", once for each factor ({_listed(view.factors)})" if view.factors else ""
+    if view.by == "method":
+        return f"**{len(view.panels)} methods** over {towers} heads, each by its own measure.{left_out}"
+    factors = f", once for each factor ({_listed(view.keys)})" if view.keys else ""
     return f"**{scores.label}** over {towers} heads{factors}; {view.direction}.{left_out}"
 
 
 def _panel(panel: Panel, named: bool) -> str:
     leaders = panel.leaders
-    start = f"**{panel.title.capitalize()}:** " if named else ""
+    start = f"**{panel.key[:1].upper()}{panel.key[1:]}:** " if named else ""
+    if note := panel.scores.settings.get("note"):
+        start += f"{str(note)[:1].upper()}{str(note)[1:]}. "
     if not leaders:
-        return f"{start}no head has a score."
+        return f"{start}No head has a score."
     first = leaders[0]
     at = first.layer, first.index
     score = short(float(panel.value[at]))
@@ -116,6 +126,75 @@ def _chance(panel: Panel, first: Head) -> str:
         value > null.best if panel.scores.higher_is_better else value < null.best
     )
     return out + (", but the luckiest head of chance would do as well as the leader." if lucky else ".")
+
+
+def _profiles(view: View) -> list[str]:
+    """Which heads carry one factor more than every other, and which lead for several. Only intervals decide."""
+    panels = view.panels
+    if len(panels) < 2:
+        return []
+    owners = {panel.key: specialists(panel, [p for p in panels if p is not panel]) for panel in panels}
+    if any(found is None for found in owners.values()):
+        return ["Without intervals nobody knows whether a head carries one factor more than another."]
+    said = [
+        f"{_listed([_name(h) for h in found[:NAMED]])}{f' and {len(found) - NAMED} more' if len(found) > NAMED else ''}"
+        f" for {key}"
+        for key, found in owners.items()
+        if found
+    ]
+    leads = [(panel.key, {_name(h) for h in panel.leaders}) for panel in panels if _sure(panel)]
+    shared = set.intersection(*(heads for _, heads in leads)) if len(leads) > 1 else set()
+    out = (
+        f"**One factor above the others** (whole interval): {'; '.join(said)}."
+        if said
+        else "**No head** carries one factor above the others by more than the intervals."
+    )
+    if shared:
+        names = sorted(shared, key=lambda name: [int(n) for n in name[1:].split("H")])[:NAMED]
+        out += f" Among the leaders of {_listed([key for key, _ in leads])} alike: {_listed(names)}."
+    return [out]
+
+
+def specialists(panel: Panel, others: Sequence[Panel]) -> list[Head] | None:
+    """Heads that beat chance for this factor, with their whole interval above that of every other factor, best first;
+    None where an interval is missing. Where chance is unknown, zero effect stands for it."""
+    grids = [panel.grid, *(other.grid for other in others)]
+    if any(grid.low is None or grid.high is None for grid in grids):
+        return None
+    better = panel.scores.higher_is_better
+    out = []
+    for head in panel.scores.ranked(panel.tower):
+        at = head.layer, head.index
+        bounds = [
+            (float(g.low[at]), float(g.high[at])) for g in grids if g.low is not None and g.high is not None
+        ]
+        (low, high), rest = bounds[0], bounds[1:]
+        above = all(low > h for _, h in rest) if better else all(high < x for x, _ in rest)
+        beats = panel.beats_chance
+        real = bool(beats[at]) if beats is not None else (low > 0 if better else True)
+        if above and real:
+            out.append(head)
+    return out
+
+
+def _sure(panel: Panel) -> bool:
+    """Whether anything beats chance: otherwise its leaders are nobody's choice."""
+    beats = panel.beats_chance
+    return beats is None or bool(beats.any())
+
+
+def _agreed(view: View) -> list[str]:
+    """What the methods have in common among their best heads."""
+    k = min(12, *(panel.scored for panel in view.panels)) if view.panels else 0
+    tops = [{_name(h) for h in panel.scores.ranked(panel.tower)[:k]} for panel in view.panels]
+    common = sorted(set.intersection(*tops), key=lambda name: [int(n) for n in name[1:].split("H")])
+    if not common:
+        return [f"**No head** is among the best {k} of every method; the page Methods compares them."]
+    named = _listed(common[:NAMED]) + (f" and {len(common) - NAMED} more" if len(common) > NAMED else "")
+    verb = "is" if len(common) == 1 else "are"
+    return [
+        f"**{named}** {verb} among the best {k} of every method; the page Methods compares them with chance."
+    ]
 
 
 def _counts(data: Mapping[str, Any]) -> dict[str, int]:

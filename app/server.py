@@ -15,7 +15,7 @@ from pathlib import Path
 from dash import Dash
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from app import guard, shell, theme
+from app import guard, raw, shell, theme
 from app.library import Library
 from app.pages import PAGES
 from interp.errors import UsageError
@@ -40,11 +40,11 @@ PAGE = """<!DOCTYPE html>
 </html>"""
 
 
-def create_app(runs_dir: str | Path, *, hosts: Iterable[str] = ()) -> Dash:
+def create_app(runs_dir: str | Path, *, hosts: Iterable[str] = (), allow_launch: bool = False) -> Dash:
     """The dashboard over the runs in `runs_dir`, or over the one run that it is.
 
     `hosts`: names under which this machine may be asked for, besides the loopback ones. A WSGI server can run
-    `create_app(...).server`.
+    `create_app(...).server`. `allow_launch`: whether its pages may start and stop jobs.
     """
     library = Library(runs_dir)
     css = theme.css_variables()
@@ -56,8 +56,10 @@ def create_app(runs_dir: str | Path, *, hosts: Iterable[str] = ()) -> Dash:
         index_string=PAGE.replace("VARIABLES", css),
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
+    app.server.config["ALLOW_LAUNCH"] = allow_launch
     app.layout = lambda: shell.layout(library, PAGES)
     shell.connect(app, library, PAGES)
+    raw.connect(app, library)
     for page in PAGES:
         page.connect(app, library)
     guard.install(app.server, (page.path for page in PAGES), hosts, css)
@@ -85,9 +87,11 @@ def listen(app: Dash, host: str = "127.0.0.1", port: int = 8050) -> BaseWSGIServ
         return make_server(host, bound.getsockname()[1], app.server, threaded=True, fd=bound.fileno())
 
 
-def serve(runs_dir: str | Path, host: str = "127.0.0.1", port: int = 8050) -> None:
+def serve(
+    runs_dir: str | Path, host: str = "127.0.0.1", port: int = 8050, allow_launch: bool = False
+) -> None:
     """Serve until interrupted; prints the address once the port is ours."""
-    server = listen(create_app(runs_dir, hosts=[host]), host, port)
+    server = listen(create_app(runs_dir, hosts=[host], allow_launch=allow_launch), host, port)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request hides what matters
     shown = f"[{host}]" if ":" in host else host
     print(f"robosteer app: http://{shown}:{server.port}/  (Ctrl-C ends it)", flush=True)

@@ -2,9 +2,10 @@
 
 Stores, all in memory of the tab:
 
-selection  {run, heads, past, last, turn}: the one truth about what is chosen (assets/selection.js)
+selection  {run, heads, past, future, last, turn}: the one truth about what is chosen (assets/selection.js)
 action     rings when a person has done something to the selection
-view       {method, tower, factor}: what is looked at, for the URL
+view       what is looked at: {method, tower, factor, episode, ...}, every key of the URL that is nobody else's
+named      {run, heads, name}: the saved set that the URL names in place of a long selection
 scheme     light or dark, as it is now
 runs       the runs that there are, with towers and dead heads; null for a run that cannot be read
 themes     colours of both schemes, for repainting figures without the server
@@ -19,7 +20,7 @@ import dash_mantine_components as dmc
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html
 from dash.development.base_component import Component
 
-from app import theme, widgets
+from app import selecting, theme, widgets
 from app.library import Library, shape_of
 from app.pages import Page, Screen
 from interp.errors import UsageError
@@ -47,6 +48,7 @@ def layout(library: Library, pages: Sequence[Page]) -> Component:
                 dcc.Store(id="scheme"),
                 dcc.Store(id="notices"),
                 _header(pages, options),
+                html.Div(selecting.bar(), id="selbar", hidden=not any(runs.values())),
                 html.Main([html.Div(id="notice-list"), html.Div(id="page")], className="rs-main"),
             ],
             id="app",
@@ -75,7 +77,13 @@ def connect(app: Dash, library: Library, pages: Sequence[Page]) -> None:
             screen = Screen(library.open(run), wishes or {}, scheme or "light")
             return by_path[path].body(screen)
         except UsageError as error:
-            return widgets.empty(f"Run {run} cannot be shown", _others(library, run), error=str(error))
+            said = str(error)
+        except (
+            Exception
+        ) as error:  # a file is not what it says, or a mistake of ours: the frame and the rest still work
+            app.logger.exception("page %s of run %s", path, run)
+            said = f"{type(error).__name__}: {error}"
+        return widgets.empty(f"Run {run} cannot be shown here", _others(library, run), error=said)
 
     @app.callback(Output("notice-list", "children"), Input("notices", "data"), prevent_initial_call=True)
     def tell(lines: list[str] | None) -> Component:
@@ -87,7 +95,7 @@ def connect(app: Dash, library: Library, pages: Sequence[Page]) -> None:
     browser(
         "start",
         Output("run", "value"), Output("view", "data"), Output("selection", "data"), Output("notices", "data"),
-        Output("scheme", "data"), Input("url", "href"), State("runs", "data"),
+        Output("scheme", "data"), Output("named", "data"), Input("url", "href"), State("runs", "data"),
     )  # fmt: skip
     browser(
         "reduce",
@@ -98,9 +106,16 @@ def connect(app: Dash, library: Library, pages: Sequence[Page]) -> None:
     browser(
         "address",
         Output(NAV, "href"), Output(NAV, "className"),
-        Input("run", "value"), Input("view", "data"), Input("selection", "data"), Input("url", "pathname"),
-        State(NAV, "href"), State(NAV, "id"),
+        Input("run", "value"), Input("view", "data"), Input("selection", "data"), Input("named", "data"),
+        Input("url", "pathname"), State(NAV, "href"), State(NAV, "id"),
     )  # fmt: skip
+    browser(
+        "exported",
+        Input({"type": "export", "source": ALL, "what": ALL}, "n_clicks"),
+        State("run", "value"), State("themes", "data"), prevent_initial_call=True,
+    )  # fmt: skip
+    browser("dressAll", Input("scheme", "data"), State("themes", "data"), prevent_initial_call=True)
+    selecting.connect(app, library)
 
 
 def _header(pages: Sequence[Page], options: list[dict[str, str]]) -> Component:

@@ -139,6 +139,8 @@ def css_variables() -> str:
             name: getattr(scheme, name)
             for name in ("page", "surface", "raised", "line", "text", "muted", "accent", "good", "bad")
         } | {"selected": scheme.selected, "halo": scheme.halo, "hatch": scheme.hatch, "ramp": ramp}
+        pairs |= {f"arm-{i}": colour for i, colour in enumerate(scheme.arms)}
+        pairs |= {f"arm-{i}": colour for i, colour in enumerate(scheme.arms)}
         return selector + "{" + "".join(f"--rs-{name}:{value};" for name, value in pairs.items()) + "}"
 
     fonts = f":root{{--rs-font:{FONT};--rs-mono:{MONO};}}"
@@ -190,12 +192,10 @@ def client() -> dict[str, Any]:
     return {
         name: {
             "template": plotly_layout(name),
-            "worst_to_best": list(scheme.worst_to_best),
-            "selected": scheme.selected,
-            "halo": scheme.halo,
-            "hatch": scheme.hatch,
-            "text": scheme.text,
-            "arms": list(scheme.arms),
+            **{
+                field: list(value) if isinstance(value, tuple) else value
+                for field, value in vars(scheme).items()
+            },
         }
         for name, scheme in SCHEMES.items()
     }

@@ -1,18 +1,21 @@
-"""What of a run's scores is on the screen: a view is one method, with one layer x head map a panel.
+"""What of a run's scores is on the screen: a view is a few layer x head maps that are looked at together.
 
-A method whose scores were computed by factor (visual, linguistic, physical) has a panel a factor, for one tower at a
-time; a method without factors has a panel a tower. Everything here is derived from `HeadScores` and pure: the table,
-the maps, the colour bar and the reading are all made from the same view, so they cannot disagree.
+What the maps of a view differ in is `by`:
 
-Axis names: layer, head, as everywhere.
+- "factor": one method whose scores were computed by factor (visual, linguistic, physical), for one tower at a time;
+- "tower": one method without factors, a map a tower;
+- "method": every method without factors, for one tower at a time, compared by rank as their units differ.
+
+Everything here is derived from `HeadScores` and pure: the table, the maps, the colour bar and the reading are all made
+from the same view, so they cannot disagree. Axis names: layer, head, as everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,30 +24,25 @@ from interp.heads import Head
 from interp.scores import HeadScores, Null, TowerScores
 
 ALL_TOWERS = "all"
-FACTORS = ("visual", "linguistic", "physical")  # likewise
-METHODS = (
-    "knn",
-    "ablation",
-    "patching",
-    "attribution",
-)  # the order in which methods are offered; others follow
+ALL_METHODS = "methods"
+FACTORS = ("visual", "linguistic", "physical")
+# the order in which methods are offered; others follow
+METHODS = ("patching", "ablation", "knn", "atp", "attribution", "ig", "direct")
+STABILITY = "-stability"  # a method's frequency in the top k over resampled demonstrations: value in 0..1
+
+Scale = Literal["shared", "panel", "rank"]
+By = Literal["factor", "tower", "method"]
+SCALES: dict[Scale, str] = {"shared": "one scale", "panel": "own scales", "rank": "ranks"}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One map: the scores of one tower, by one method, for one factor or none."""
+    """One map: the scores of one tower, by one method, for one factor or none. `key` names it within its view."""
 
     tower: str
     scores: HeadScores
     file: str  # name of the score file
-
-    @property
-    def key(self) -> str:
-        return self.scores.factor or self.tower
-
-    @property
-    def title(self) -> str:
-        return self.scores.factor or self.tower
+    key: str
 
     @property
     def grid(self) -> TowerScores:
@@ -95,11 +93,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class View:
-    """A method's maps that share one screen and one scale; `towers` are the choices, `tower` the one made."""
+    """Maps that share one screen; `towers` are the choices, `tower` the one made."""
 
     panels: tuple[Panel, ...]
+    by: By
     towers: tuple[str, ...]
     tower: str
+    scale: Scale
 
     def __post_init__(self) -> None:
         if not self.panels:
@@ -107,21 +107,37 @@ class View:
 
     @property
     def scores(self) -> HeadScores:
-        """Of the first panel: all panels share method, label, units, direction."""
+        """Of the first panel. Unless the panels are methods they share method, label, units and direction."""
         return self.panels[0].scores
 
     @property
-    def factors(self) -> tuple[str, ...]:
-        return tuple(p.scores.factor for p in self.panels if p.scores.factor is not None)
+    def keys(self) -> tuple[str, ...]:
+        """What the table can be led by: factors or methods."""
+        return () if self.by == "tower" else tuple(panel.key for panel in self.panels)
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """Scales that make sense: values of different methods have none in common."""
+        return ("panel", "rank") if self.by == "method" else ("shared", "panel", "rank")
 
     @property
     def direction(self) -> str:
-        return "higher is better" if self.scores.higher_is_better else "lower is better"
+        return direction(self.scores)
 
-    @cached_property
-    def range(self) -> tuple[float, float]:
-        """Lowest and highest score on the screen: the one scale of all maps."""
-        finite = np.concatenate([p.value[np.isfinite(p.value)] for p in self.panels])
+    def colours(self, panel: Panel) -> Float[np.ndarray, "layer head"]:
+        """What is coloured: the values, or the ranks."""
+        if self.scale == "rank":
+            return np.where(panel.rank > 0, panel.rank, np.nan).astype(float)
+        return panel.value
+
+    def better_up(self, panel: Panel) -> bool:
+        """Whether the greater of two coloured numbers is the better one."""
+        return self.scale != "rank" and panel.scores.higher_is_better
+
+    def range(self, panel: Panel) -> tuple[float, float]:
+        """Both ends of the colour scale of a map: the same for all unless each has its own."""
+        shown = [panel] if self.scale == "panel" else list(self.panels)
+        finite = np.concatenate([grid[np.isfinite(grid)] for grid in map(self.colours, shown)])
         if not finite.size:
             return 0.0, 1.0
         low, high = float(finite.min()), float(finite.max())
@@ -130,43 +146,110 @@ class View:
         room = abs(low) * 0.05 or 1.0  # all equal: a scale still needs two ends
         return low - room, high + room
 
-    def lead(self, factor: str | None) -> Panel:
+    def lead(self, key: str | None) -> Panel:
         """The panel whose score, interval and rank the table leads with."""
-        return next((p for p in self.panels if p.scores.factor == factor), self.panels[0])
+        return next((panel for panel in self.panels if panel.key == key), self.panels[0])
+
+    def led(self, key: str | None) -> list[Panel]:
+        """The panels whose heads the table and the ranked scores show."""
+        return list(self.panels) if self.by == "tower" else [self.lead(key)]
+
+
+def direction(scores: HeadScores) -> str:
+    return "higher is better" if scores.higher_is_better else "lower is better"
 
 
 def methods(scores: Mapping[str, HeadScores]) -> dict[str, dict[str, HeadScores]]:
-    """Score files by the method under which they are offered: files of one method's factors belong together."""
+    """Score files by what is offered under "Method". Files of one method's factors belong together and come first:
+    they answer which heads matter for what. Several methods without factors can be seen side by side (ALL_METHODS)."""
     groups: dict[str, dict[str, HeadScores]] = {}
-    place = {method: i for i, method in enumerate(METHODS)}
-    for file, one in sorted(
-        scores.items(), key=lambda item: (place.get(item[1].method, len(place)), item[0])
-    ):
+    for file, one in ordered(scores).items():
         key = file
         if one.factor is not None:
             key = one.method if one.method not in scores else f"{one.method}-factors"
         groups.setdefault(key, {})[file] = one
-    return groups
+    plain = {file: one for file, one in scores.items() if one.factor is None and not is_stability(one)}
+    if len(plain) < 2:
+        return groups
+    by_factor = {key: group for key, group in groups.items() if any(one.factor for one in group.values())}
+    side_by_side = {file: group[file] for group in groups.values() for file in group if file in plain}
+    return {**by_factor, ALL_METHODS: side_by_side, **groups}
 
 
-def view(group: Mapping[str, HeadScores], tower: str | None = None) -> View:
-    """The maps to show. A tower that was not scored is not a wish: all towers then, or the last one for factors."""
+def ordered(scores: Mapping[str, HeadScores]) -> dict[str, HeadScores]:
+    """Score files in the usual order of methods: factors first, stability last."""
+    return dict(sorted(scores.items(), key=lambda item: _method_place(item[0], item[1])))
+
+
+def is_stability(scores: HeadScores) -> bool:
+    return scores.method.endswith(STABILITY)
+
+
+def label_of(key: str, group: Mapping[str, HeadScores]) -> str:
+    """How a group of score files is called on the screen."""
+    if key == ALL_METHODS:
+        return f"All {len(group)} methods, side by side"
+    first = next(iter(group.values()))
+    factors = [one.factor for one in group.values() if one.factor]
+    return f"{first.label}, by factor" if factors else first.label
+
+
+def named(one: HeadScores) -> str:
+    """What a score file says, in a few words."""
+    return one.label + (f": {one.factor}" if one.factor and one.factor not in one.label else "")
+
+
+def file_options(scores: Mapping[str, HeadScores]) -> list[dict[str, str]]:
+    """Every score file as an option of a select, named by what it says."""
+    labels = {file: named(one) for file, one in ordered(scores).items()}
+    said = list(labels.values())
+    return [
+        {"value": file, "label": f"{label} ({file})" if said.count(label) > 1 else label}
+        for file, label in labels.items()
+    ]
+
+
+def file_shown(scores: Mapping[str, HeadScores], wishes: Mapping[str, str]) -> str | None:
+    """The score file that leads the overview under these wishes; None if there are no scores."""
+    groups = methods(scores)
+    if not groups:
+        return None
+    key = wishes.get("method", "")
+    group = groups[key if key in groups else next(iter(groups))]
+    return view(group, wishes.get("tower")).lead(wishes.get("factor")).file
+
+
+def view(group: Mapping[str, HeadScores], tower: str | None = None, scale: str | None = None) -> View:
+    """The maps to show. A tower that was not scored is not a wish: all towers then, or the last one of several maps.
+    The same holds for a scale."""
     known = tuple(dict.fromkeys(name for one in group.values() for name in one.towers))
-    by_factor = any(one.factor is not None for one in group.values())
-    choices = known if by_factor or len(known) == 1 else (ALL_TOWERS, *known)
-    chosen = tower if tower in choices else (known[-1] if by_factor else choices[0])
+    if any(one.factor is not None for one in group.values()):
+        by: By = "factor"
+    else:
+        by = "method" if len(group) > 1 else "tower"
+    choices = known if by != "tower" or len(known) == 1 else (ALL_TOWERS, *known)
+    chosen = tower if tower in choices else (choices[0] if by == "tower" else known[-1])
     shown = known if chosen == ALL_TOWERS else (chosen,)
-    ordered = sorted(group.items(), key=lambda item: _factor_place(item[1].factor))
-    panels = [Panel(name, one, file) for file, one in ordered for name in shown if name in one.towers]
-    return View(tuple(panels), choices, chosen)
+    files = list(group.items())
+    if by == "factor":
+        files.sort(key=lambda item: _factor_place(item[1].factor))
+    panels = []
+    for file, one in files:
+        for name in shown:
+            if name in one.towers:
+                key = name if by == "tower" else file if by == "method" else one.factor or file
+                panels.append(Panel(name, one, file, key))
+    if len({panel.key for panel in panels}) < len(panels):  # two kinds of one factor: named by their files
+        panels = [replace(panel, key=panel.file) for panel in panels]
+    made = View(tuple(panels), by, choices, chosen, "shared")
+    fitting = next((known for known in made.scales if known == scale), None)
+    return replace(made, scale=fitting or ("rank" if by == "method" else made.scales[0]))
 
 
-def rows(view: View, factor: str | None = None) -> list[dict[str, Any]]:
+def rows(view: View, key: str | None = None) -> list[dict[str, Any]]:
     """One row a head that has a score, best first: the table, and what is exported."""
-    lead = view.lead(factor)
-    panels = [lead] if view.factors else list(view.panels)
     out = []
-    for panel in panels:
+    for panel in view.led(key):
         low, high = panel.grid.low, panel.grid.high
         for layer, head in zip(*np.nonzero(panel.rank), strict=True):
             row: dict[str, Any] = {
@@ -179,11 +262,18 @@ def rows(view: View, factor: str | None = None) -> list[dict[str, Any]]:
                 "high": number(high[layer, head]) if high is not None else None,
                 "rank": int(panel.rank[layer, head]),
             }
-            for other in view.panels if view.factors else ():
-                row[f"score_{other.key}"] = number(other.value[layer, head])
+            for other in view.panels if view.keys else ():
+                row[f"score_{other.key}"] = cell(other.value, layer, head)
             out.append(row)
-    sign = -1 if view.scores.higher_is_better else 1
+    sign = -1 if view.lead(key).scores.higher_is_better else 1
     return sorted(out, key=lambda row: (sign * row["score"], row["tower"], row["layer"], row["head"]))
+
+
+def cell(grid: Float[np.ndarray, "layer head"] | None, layer: int, head: int) -> float | None:
+    """A number of a grid that may be missing, or smaller than another method's."""
+    if grid is None or layer >= grid.shape[0] or head >= grid.shape[1]:
+        return None
+    return number(float(grid[layer, head]))
 
 
 def number(value: float) -> float | None:
@@ -213,3 +303,11 @@ def _factor_place(factor: str | None) -> tuple[int, str]:
     """Factors in their usual order, each followed by its own kinds (visual, visual/light, ...)."""
     name = factor or ""
     return next((i for i, known in enumerate(FACTORS) if name.startswith(known)), len(FACTORS)), name
+
+
+def _method_place(file: str, scores: HeadScores) -> tuple[bool, bool, int, int, str]:
+    """Factors first, stability last; then the usual order of methods."""
+    order = METHODS if scores.factor else ("knn", *METHODS)
+    parts = scores.method.split("-")  # patching-denoising, mean-ablation
+    place = next((i for i, method in enumerate(order) if method in parts), len(order))
+    return is_stability(scores), scores.factor is None, place, _factor_place(scores.factor)[0], file

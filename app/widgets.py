@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import dash_mantine_components as dmc
+import dash_ag_grid as dag
 from dash import html
 from dash.development.base_component import Component
 
 from app.maps import Frame
-from app.views import View, ticks
+from app.views import Panel, View, direction, ticks
 
 # what a figure may do on its own: choose by box or lasso; saving is the export menu's, nothing is ever uploaded
 GRAPH: Any = {
@@ -77,25 +77,57 @@ def field(label: str, control: Component, of: str | None = None) -> html.Div:
     return html.Div([name, control], className="rs-field")
 
 
-def export_menu(page: str, source: str, figure: bool = True) -> dmc.Menu:
-    """A figure and the numbers of a page to take away; assets/export.js does it."""
+def export_menu(source: str, figure: bool = True) -> html.Details:
+    """A figure and the numbers behind it to take away. `source` is the id of the element that holds the figure, or a
+    name under which the page has registered what is exported (assets/export.js, which also closes the menu).
+
+    A native disclosure: Mantine's menu puts aria-expanded on a wrapper that may not have it.
+    """
     pictures = (("png", "Figure, PNG"), ("svg", "Figure, SVG")) if figure else ()
     items = (*pictures, ("csv", "Numbers, CSV"), ("json", "Numbers, JSON"))
-    button = dmc.Button("Export", id=f"{source}-export", variant="subtle", color="gray", size="compact-xs")
-    return dmc.Menu(
-        [
-            dmc.MenuTarget(button),
-            dmc.MenuDropdown(
-                [
-                    dmc.MenuItem(
-                        label, id={"type": f"export-{page}", "source": source, "what": what}, fz=12.5
-                    )
-                    for what, label in items
-                ]
-            ),
-        ],
-        position="bottom-end",
-        shadow="md",
+    buttons = [
+        html.Button(label, id={"type": "export", "source": source, "what": what}, type="button")
+        for what, label in items
+    ]
+    return html.Details(
+        [html.Summary("Export", id=f"{source}-export"), html.Div(buttons, className="rs-menu-list")],
+        className="rs-menu",
+    )
+
+
+def head_grid(
+    name: str, rows: list[dict[str, Any]], columns: list[dict[str, Any]], *, click_selects: bool, **more: Any
+) -> dag.AgGrid:
+    """A table of heads that shows the selection and chooses too (assets/table.js). A row's `id` is the written head."""
+    selection = {
+        "mode": "multiRow",
+        "checkboxes": True,
+        "headerCheckbox": True,
+        "selectAll": "filtered",
+        "enableClickSelection": click_selects,
+        "enableSelectionWithoutKeys": True,
+    }
+    options = {
+        "theme": GRID_THEME,
+        "rowSelection": selection,
+        "selectionColumnDef": {"width": 34, "pinned": "left", "resizable": False},
+        "animateRows": False,
+    }
+    return dag.AgGrid(
+        id=name,
+        rowData=rows,
+        columnDefs=columns,
+        defaultColDef={"sortable": True, "resizable": True, "suppressHeaderMenuButton": True},
+        getRowId="params.data.id",
+        className="rs-head-grid",
+        eventListeners={
+            "selectionChanged": ["headsChosen(params)"],
+            "rowDataUpdated": ["headsShown(params)"],
+            **more.pop("listeners", {}),
+        },
+        dashGridOptions=options | more.pop("options", {}),
+        style={"height": "100%", "width": "100%"},
+        **more,
     )
 
 
@@ -107,20 +139,38 @@ def layer(frame: Frame) -> html.Div:
     )
 
 
-def colour_bar(view: View) -> html.Div:
-    """The scale of all maps of a view: what it measures, in which units, and which end is better."""
-    low, high = view.range
-    better = "right" if view.scores.higher_is_better else "left"
+def card(
+    title: str,
+    about: str,
+    *content: Component,
+    menu: Component | None = None,
+    wide: bool = False,
+    **more: Any,
+) -> html.Section:
+    """A card with a title, a line that says what is shown, and the menu to export it."""
+    end = [html.Div(menu, className="rs-bar-end")] if menu is not None else []
+    head = html.Div([html.H2(title), html.P(about), *end], className="rs-card-title")
+    return html.Section([head, *content], className="rs-card wide" if wide else "rs-card", **more)
+
+
+def colour_bar(view: View, panel: Panel) -> html.Div:
+    """The colour scale of a panel: what it measures, in which units, and which end is better."""
+    low, high = view.range(panel)
+    better = "right" if view.better_up(panel) else "left"
     marks: list[Any] = []
     for value in ticks(low, high):
         at = 100 * (value - low) / (high - low)
         edge = " first" if at < 4 else " last" if at > 96 else ""
         marks.append(html.Span(f"{value:g}", style={"left": f"{at:.2f}%"}, className=edge.strip()))
     arrow = "← better" if better == "left" else "better →"
-    name = [html.B(view.scores.units or "score"), html.Em(f" · {view.direction} ({arrow})")]
+    if view.scale == "rank":
+        measured, which = "rank within the map", "1 is best"
+    else:
+        measured, which = panel.scores.units or "score", direction(panel.scores)
+    name = [html.B(measured), html.Em(f" · {which} ({arrow})")]
     return html.Div(
         [
-            html.Div(name, className="rs-scale-name", id="scale-name"),
+            html.Div(name, className="rs-scale-name"),
             html.Div(className="rs-scale-ramp", style={"--rs-direction": f"to {better}"}),
             html.Div(marks, className="rs-scale-ticks rs-number"),
         ],

@@ -1,16 +1,26 @@
 /* What is shown can be taken away: figures as PNG and SVG, the numbers behind them as CSV and JSON.
  *
- * All of it is made in the browser from what the browser shows.  Exported figures are always drawn in the light
- * scheme, with their colour bar and title: they go into papers.
+ * All of it is made in the browser from what the browser shows.  Exported figures are always drawn in the light scheme
+ * and with a title: they go into papers.  A menu (`widgets.export_menu(source)`) names its source, and that is
+ *
+ * - a Plotly figure: the element with that id holds it.  `layout.meta` may carry {title, name, rows}; without rows, the
+ *   points of its traces are the numbers;
+ * - a table: the AG Grid with that id;
+ * - or anything else, registered by the page:
+ *     robosteer.exports[source] = () => ({ name, title, meta, rows, figure: () => ({data, layout, width, height}) })
+ *   with `canvas: element` in place of `figure` for what is drawn by hand, and neither where there are only numbers.
  */
 (function (rs) {
-  rs.download = (name, text, type) => {
+  rs.exports = {};
+
+  const save = (name, blob) => {
     const link = document.createElement('a');
-    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.href = URL.createObjectURL(blob);
     link.download = name;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   };
+  rs.download = (name, text, type) => save(name, new Blob([text], { type }));
 
   const quoted = (v) => {
     if (v === null || v === undefined) return '';
@@ -22,101 +32,115 @@
     return [keys, ...rows.map((row) => keys.map((k) => row[k]))].map((line) => line.map(quoted).join(',')).join('\n') + '\n';
   };
 
-  /* Outlines of cells as one broken line. */
-  const outlines = (cells) => {
-    const r = 0.47, x = [], y = [];
-    for (const { layer, head } of cells) {
-      x.push(head - r, head + r, head + r, head - r, head - r, null);
-      y.push(layer - r, layer - r, layer + r, layer + r, layer - r, null);
-    }
-    return { x, y, type: 'scatter', mode: 'lines', hoverinfo: 'skip', showlegend: false };
+  /* ---- a figure in the colours of a scheme ---- */
+
+  /* "arms.2" -> the third colour of the arms; "arms.2/29" -> the same, as transparent as hexadecimal 29; "ramp" -> scale. */
+  const colour = (token, theme) => {
+    const [path, alpha] = token.split('/');
+    const found = path.split('.').reduce((at, key) => at[key], theme);
+    return Array.isArray(found) ? found.map((c, i) => [i / (found.length - 1), c]) : found + (alpha || '');
   };
 
-  /* The maps of a page side by side in one figure, widths in proportion to their heads, one colour bar. */
-  const sideBySide = (frames, heads, theme, meta) => {
-    const maps = frames.map((frame) => {
-      const plot = frame.querySelector('.js-plotly-plot'), z = plot.data[rs.TRACE.cells].z;
-      const chosen = heads.map(rs.parseHead).filter((head) => head.tower === frame.dataset.tower);
-      return { plot, chosen, title: plot.layout.meta.title, layers: z.length, width: z[0].length };
-    });
-    const total = maps.reduce((n, map) => n + map.width, 0), gap = 0.06, free = 1 - gap * (maps.length - 1);
-    const tallest = Math.max(...maps.map((map) => map.layers)), ramp = theme.worst_to_best;
-    const layout = {
-      template: theme.template, annotations: [], showlegend: false, margin: { l: 56, r: 110, t: 64, b: 48 },
-      coloraxis: {
-        ...maps[0].plot.layout.coloraxis, showscale: true,
-        colorscale: ramp.map((c, i) => [i / (ramp.length - 1), c]),
-        colorbar: { title: { text: meta.scale, side: 'right', font: { size: 12 } }, thickness: 14, outlinewidth: 0 },
-      },
-    };
-    const data = [];
-    let left = 0;
-    maps.forEach(({ plot, chosen, title, layers, width }, i) => {
-      const n = i ? i + 1 : '', right = left + (free * width) / total, axes = { xaxis: 'x' + n, yaxis: 'y' + n };
-      data.push(
-        { ...plot.data[rs.TRACE.cells], ...axes },
-        { ...plot.data[rs.TRACE.hatch], ...axes, line: { width: 1, color: theme.hatch } },
-        { ...outlines(chosen), ...axes, line: { width: 5, color: theme.halo } },
-        { ...outlines(chosen), ...axes, line: { width: 2.5, color: theme.selected } },
-      );
-      layout['xaxis' + n] = { ...plot.layout.xaxis, domain: [left, right], anchor: 'y' + n };
-      layout['yaxis' + n] = { ...plot.layout.yaxis, domain: [1 - layers / tallest, 1], anchor: 'x' + n };
-      layout.annotations.push({
-        text: `<b>${title}</b>`, x: left, y: 1, yshift: 18, xref: 'paper', yref: 'paper', xanchor: 'left', showarrow: false,
-      });
-      left = right + gap;
-    });
-    const clamp = (v, low, high) => Math.max(low, Math.min(high, v));
-    return { data, layout, width: 170 + clamp(total * 34, 420, 1500), height: 130 + clamp(tallest * 24, 180, 900) };
+  const put = (at, [key, ...rest], value) => {
+    if (!rest.length) return Array.isArray(at) ? at.map((v, i) => (i === key ? value : v)) : { ...at, [key]: value };
+    const inner = put((at && at[key]) || {}, rest, value);
+    return Array.isArray(at) ? at.map((v, i) => (i === key ? inner : v)) : { ...at, [key]: inner };
+  };
+
+  /* `layout.meta.paint` lists what the template does not reach: [[path, token], ...]. */
+  rs.dressed = ({ data, layout }, theme) => {
+    let figure = { data, layout: { ...layout, template: theme.template } };
+    for (const [path, token] of (layout.meta && layout.meta.paint) || []) figure = put(figure, path, colour(token, theme));
+    return figure;
+  };
+
+  rs.dress = (plot, theme) => {
+    const { data, layout } = rs.dressed(plot, theme);
+    return Plotly.react(plot, data, layout);
+  };
+
+  /* ---- the numbers of a figure that does not name them ---- */
+
+  const listed = (v) => (ArrayBuffer.isView(v) ? [...v] : Array.isArray(v) ? v : v && v._inputArray ? [...v._inputArray] : []);
+  rs.traceRows = (plot) => plot.data.filter((trace) => trace.hoverinfo !== 'skip').flatMap((trace, i) => {
+    const name = { trace: trace.name || `trace ${i + 1}` }, x = listed(trace.x), y = listed(trace.y);
+    if (trace.z) return listed(trace.z).flatMap((row, j) => listed(row).map((z, k) => ({ ...name, x: x[k] ?? k, y: y[j] ?? j, z })));
+    const errors = (e) => (e && e.array ? { low: (k) => e.arrayminus[k], high: (k) => e.array[k] } : null);
+    const ex = errors(trace.error_x), ey = errors(trace.error_y);
+    return x.map((_, k) => ({
+      ...name, x: x[k], y: y[k],
+      ...(ex ? { x_low: x[k] - ex.low(k), x_high: x[k] + ex.high(k) } : {}),
+      ...(ey ? { y_low: y[k] - ey.low(k), y_high: y[k] + ey.high(k) } : {}),
+    }));
+  });
+
+  rs.gridRows = (id) => {
+    const rows = [];
+    dash_ag_grid.getApi(id).forEachNodeAfterFilterAndSort((node) => rows.push(node.data));
+    return rows;
   };
 
   /* A figure that is on the page, dressed for paper, with a title. */
-  const single = (plot, { data, layout }, title, width) => ({
-    data,
-    layout: {
-      ...layout, autosize: false, title: { text: title, x: 0, xref: 'paper', font: { size: 14 } },
-      margin: { ...layout.margin, t: 56 },
-    },
-    width,
-    height: plot.clientHeight + 48,
-  });
+  rs.onPaper = (plot, title, theme) => {
+    const { data, layout } = rs.dressed(plot, theme), width = Math.max(600, Math.min(1200, plot.clientWidth));
+    const margin = { ...layout.margin, t: ((layout.margin && layout.margin.t) || 0) + 48 };
+    const heading = { text: title, x: 0, xref: 'container', xanchor: 'left', pad: { l: 16 }, y: 1, yanchor: 'top', yref: 'container', font: { size: 14 } };
+    heading.pad.t = 14;
+    return { data, layout: { ...layout, autosize: false, title: heading, margin }, width, height: plot.clientHeight + 48 };
+  };
 
-  const take = (what, name, figure, rows, meta) => {
+  const fromPlot = (source, theme) => {
+    const holder = document.getElementById(source), plot = holder && holder.querySelector('.js-plotly-plot');
+    if (!plot && holder && holder.querySelector('.ag-root')) return { name: source, meta: {}, rows: rs.gridRows(source) };
+    if (!plot) throw new Error(`nothing to export: ${source} holds no figure and no table, and is not registered`);
+    const { title = source, name = source, rows } = plot.layout.meta || {};
+    return { name, title, meta: { title }, rows: rows || rs.traceRows(plot), figure: () => rs.onPaper(plot, title, theme) };
+  };
+
+  const pictureOfCanvas = async (canvas, what, name) => {
+    const png = await new Promise((done) => canvas.toBlob(done, 'image/png'));
+    if (what === 'png') return save(`${name}.png`, png);
+    const { width, height } = canvas;
+    const image = `<image width="${width}" height="${height}" href="${canvas.toDataURL('image/png')}"/>`;
+    const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}">${image}</svg>`;
+    return rs.download(`${name}.svg`, svg + '\n', 'image/svg+xml');
+  };
+
+  const take = (what, run, found) => {
+    const name = [run, found.name].filter(Boolean).join('-'), rows = typeof found.rows === 'function' ? found.rows() : found.rows;
     if (what === 'csv') return rs.download(`${name}.csv`, rs.csv(rows), 'text/csv');
     if (what === 'json')
-      return rs.download(`${name}.json`, JSON.stringify({ ...meta, rows }, null, 1) + '\n', 'application/json');
-    const { data, layout, width, height } = figure();
+      return rs.download(`${name}.json`, JSON.stringify({ run, ...found.meta, rows }, null, 1) + '\n', 'application/json');
+    if (found.canvas) return pictureOfCanvas(found.canvas, what, name);
+    const { data, layout, width, height } = found.figure();
     return Plotly.downloadImage({ data, layout }, { format: what, width, height, scale: what === 'png' ? 2 : 1, filename: name });
   };
 
-  const pressed = (clicks) => {
-    const id = dash_clientside.callback_context.triggered_id;
-    return id && clicks.some(Boolean) ? id : null;
-  };
+  /* One menu at a time; it closes by a choice, a click elsewhere, or Escape. */
+  const close = (but) => document.querySelectorAll('.rs-menu[open]').forEach((menu) => menu !== but && (menu.open = false));
+  document.addEventListener('click', (e) => {
+    const menu = e.target.closest && e.target.closest('.rs-menu');
+    close(menu && !e.target.closest('.rs-menu-list') ? menu : null);
+  });
+  document.addEventListener('keydown', (e) => {
+    const open = e.key === 'Escape' && document.querySelector('.rs-menu[open]');
+    if (!open) return;
+    open.querySelector('summary').focus();
+    close(null);
+  });
 
   Object.assign(window.dash_clientside.robosteer, {
-    exportHeads(clicks, rows, meta, state, themes) {
-      const id = pressed(clicks);
-      if (!id) return;
-      const chosen = new Set(state ? state.heads : []);
-      const all = rows.map((row) => ({ ...row, selected: chosen.has(row.id) }));
-      const name = [meta.run, meta.file, id.source].join('-');
-      const figure = () => {
-        if (id.source === 'maps')
-          return sideBySide([...document.querySelectorAll('.rs-map')], [...chosen], themes.light, meta);
-        const plot = document.querySelector('#ranked .js-plotly-plot');
-        return single(plot, rs.dressedRanked(plot, themes.light), meta.label, 900);
-      };
-      take(id.what, name, figure, all, meta);
+    exported(clicks, run, themes) {
+      const id = dash_clientside.callback_context.triggered_id;
+      if (!id || !clicks.some(Boolean)) return;
+      const registered = rs.exports[id.source];
+      take(id.what, run, registered ? registered(themes.light) : fromPlot(id.source, themes.light));
     },
 
-    exportResults(clicks, rows, meta, themes) {
-      const id = pressed(clicks);
-      if (!id) return;
-      const plot = document.querySelector(`#${id.source}-figure .js-plotly-plot`);
-      const title = id.source === 'success' ? 'Success rate, 95 % Wilson interval' : 'Difference to the baseline, paired, 95 % interval';
-      const light = () => ({ data: plot.data, layout: { ...plot.layout, template: themes.light.template } });
-      take(id.what, `${meta.run}-${id.source}`, () => single(plot, light(), title, 760), rows, meta);
+    /* The scheme has changed: every figure on the page follows, without asking the server. */
+    dressAll(scheme, themes) {
+      if (!scheme || !window.Plotly) return;
+      document.querySelectorAll('.js-plotly-plot').forEach((plot) => plot.layout && rs.dress(plot, themes[scheme]));
     },
   });
 })(window.robosteer);

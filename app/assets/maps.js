@@ -1,14 +1,18 @@
 /* Figures of heads: gestures become selection actions, and the selection is drawn on a layer above each figure.
  *
- * The layer is an SVG stretched over the plot in data coordinates (`data-box`, from app/maps.py), so it fits at any size
- * without computing a pixel.  Plotly would redraw the whole figure for one outline: 1024 heads take it a second.
+ * The layer is an SVG stretched over the plot in data coordinates (`data-box`, from the figure's `Frame` in Python), so it
+ * fits at any size without computing a pixel.  Plotly would redraw the whole figure for one outline: 1024 heads take it a
+ * second.  Two kinds of figure have one:
+ *
+ * - .rs-map: a layer x head map, [data-panel, data-tower, data-layers, data-heads]; chosen cells are outlined;
+ * - .rs-points: a figure whose points carry a head each in `customdata` (the written head, or a list that starts with it);
+ *   chosen ones are ringed, or traced where [data-mark=lines].
  */
 (function (rs) {
   const TRACE = { cells: 0, handle: 1, hatch: 2, dead: 3 }; // app/maps.py, TRACES
   rs.TRACE = TRACE;
 
   const plotIn = (frame) => frame && frame.querySelector('.js-plotly-plot');
-  const frameOf = (panel) => document.querySelector(`.rs-map[data-panel="${CSS.escape(panel)}"]`);
 
   /* ---- drawing ---- */
 
@@ -19,6 +23,7 @@
       const paths = PARTS.map((part) => `<path class="rs-${part}"/>`).join('');
       layer.innerHTML = `<svg viewBox="0 0 1 1" preserveAspectRatio="none">${paths}</svg>`;
     }
+    layer.dataset.drawn = layer.dataset.box;
     const [x0, y0, x1, y1] = layer.dataset.box.split(' ').map(Number);
     const at = (x, y) => `${((x - x0) / (x1 - x0)).toFixed(6)} ${((y - y0) / (y1 - y0)).toFixed(6)}`;
     const set = (part, d) => layer.querySelector(`.rs-${part}`).setAttribute('d', d);
@@ -31,34 +36,79 @@
       `M${at(h - r, l - r)}L${at(h + r, l - r)}L${at(h + r, l + r)}L${at(h - r, l + r)}Z`).join('');
   };
 
-  let shown = { heads: [], cursor: null, rows: [] };
+  let shown = { heads: [], ids: new Set(), parsed: [] }, cursor = null;
+  rs.chosen = () => shown.heads;
 
-  const paint = () => {
-    const chosen = shown.heads.map(rs.parseHead), ids = new Set(shown.heads);
-    document.querySelectorAll('.rs-map').forEach((frame) => {
-      const { at, set } = sheet(frame.querySelector('.rs-layer'));
-      const cells = cellPath(at, chosen.filter((head) => head.tower === frame.dataset.tower), 0.03);
-      set('halo', cells);
-      set('outline', cells);
-      const here = shown.cursor && shown.cursor.panel === frame.dataset.panel;
-      set('cursor', here ? cellPath(at, [shown.cursor], 0.14) : '');
-    });
-    const ranked = document.querySelector('.rs-ranked-plot .rs-layer');
-    if (ranked) {
-      const { at, set } = sheet(ranked);
-      // a line of no length with round ends is a dot, whatever the stretch
-      const dots = shown.rows.filter((row) => ids.has(row.id)).map((row) => `M${at(row.rank, row.score)}h0`).join('');
-      set('halo', dots);
-      set('outline', dots);
-    }
+  const paintMap = (frame) => {
+    const { at, set } = sheet(frame.querySelector('.rs-layer'));
+    const cells = cellPath(at, shown.parsed.filter((head) => head.tower === frame.dataset.tower), 0.03);
+    set('halo', cells);
+    set('outline', cells);
+    const here = cursor && cursor.panel === frame.dataset.panel;
+    set('cursor', here ? cellPath(at, [cursor], 0.14) : '');
   };
 
+  const headOf = (custom) => (Array.isArray(custom) ? custom[0] : custom);
+
+  /* Where each head is in a figure of points: {head: [[x, y], ...]}, worked out once for each figure. */
+  const placesIn = (plot) => {
+    if (plot.rsPlaces && plot.rsPlaces.of === plot.data) return plot.rsPlaces.heads;
+    const heads = {};
+    plot.data.forEach((trace) => (trace.customdata || []).forEach((custom, i) => {
+      const id = headOf(custom);
+      if (typeof id === 'string') (heads[id] = heads[id] || []).push([trace.x[i], trace.y[i]]);
+    }));
+    plot.rsPlaces = { of: plot.data, heads };
+    return heads;
+  };
+
+  const paintPoints = (frame) => {
+    if (!frame.querySelector('.rs-layer')) return true; // chooses, but has no place for single heads
+    const plot = plotIn(frame);
+    if (!plot || !plot.data) return false;
+    const { at, set } = sheet(frame.querySelector('.rs-layer')), places = placesIn(plot), lines = frame.dataset.mark === 'lines';
+    // a line of no length with round ends is a dot, whatever the stretch
+    const draw = (points) => (lines ? 'M' + points.map(([x, y]) => at(x, y)).join('L') : points.map(([x, y]) => `M${at(x, y)}h0`).join(''));
+    const path = shown.heads.filter((id) => id in places).map((id) => draw(places[id])).join('');
+    set('halo', path);
+    set('outline', path);
+    return true;
+  };
+
+  const paint = (frame) => (frame.classList.contains('rs-map') ? (paintMap(frame), true) : paintPoints(frame));
+  const paintAll = () => document.querySelectorAll('.rs-map, .rs-points').forEach(paint);
+
+  /* Everything that shows the selection, at once. */
+  rs.show = (heads, last) => {
+    shown = { heads, ids: new Set(heads), parsed: heads.map(rs.parseHead) };
+    paintAll();
+    rs.mirrorGrids(heads, last);
+    document.dispatchEvent(new CustomEvent('robosteer:selection', { detail: heads }));
+  };
+
+  /* Figures and tables that arrive, or change their box, are painted as soon as they can be. */
+  let due = false;
+  const paintNew = (left) => {
+    const layers = [...document.querySelectorAll('.rs-layer')].filter((layer) => layer.dataset.drawn !== layer.dataset.box);
+    const waiting = layers.filter((layer) => !paint(layer.closest('.rs-map, .rs-points')));
+    document.dispatchEvent(new CustomEvent('robosteer:arrived'));
+    due = waiting.length > 0 && left > 0;
+    if (due) requestAnimationFrame(() => paintNew(left - 1));
+    letScroll();
+  };
+  new MutationObserver(() => {
+    if (due) return;
+    due = true;
+    requestAnimationFrame(() => paintNew(240));
+  }).observe(document.documentElement, { childList: true, subtree: true, attributes: true, attributeFilter: ['data-box'] });
+
   /* On a touch screen a drag scrolls the page; a tap still chooses. */
-  const letScroll = (left) => {
-    if (!window.matchMedia('(pointer: coarse)').matches || !left) return;
-    const plots = [...document.querySelectorAll('.rs-map, .rs-ranked-plot')].map(plotIn);
-    if (!plots.every((plot) => plot && plot._fullLayout)) setTimeout(letScroll, 100, left - 1);
-    else plots.filter((plot) => plot._fullLayout.dragmode).forEach((plot) => Plotly.relayout(plot, { dragmode: false }));
+  const coarse = window.matchMedia('(pointer: coarse)');
+  const letScroll = () => {
+    if (!coarse.matches) return;
+    [...document.querySelectorAll('.rs-map, .rs-points')].map(plotIn)
+      .filter((plot) => plot && plot._fullLayout && plot._fullLayout.dragmode)
+      .forEach((plot) => Plotly.relayout(plot, { dragmode: false }));
   };
 
   /* ---- which heads a box or a lasso holds: those whose centre is inside ---- */
@@ -82,9 +132,11 @@
   const clicked = (frame, points) => {
     const { tower } = frame.dataset;
     const cell = points.find((p) => p.curveNumber === TRACE.cells && typeof p.z === 'number');
-    const named = points.map((p) => p.customdata).find((id) => typeof id === 'string'); // of the ranked scores
+    const named = points.map((p) => headOf(p.customdata)).find((id) => typeof id === 'string' && rs.parseHead(id));
     const head = tower ? cell && rs.headId(tower, cell.y, cell.x) : named;
     if (head) rs.dispatch({ type: 'toggle', heads: [head] });
+    const several = !tower && points.map((p) => p.customdata).find((c) => c && c.heads); // a bar that stands for a set
+    if (several) rs.dispatch({ type: 'set', heads: several.heads });
   };
 
   const circled = (frame, plot, area) => {
@@ -94,90 +146,62 @@
       plot.data[TRACE.cells].z.forEach((row, layer) => row.forEach((z, head) => {
         if (z !== null && holds(head, layer)) heads.push(rs.headId(tower, layer, head));
       }));
-    else heads.push(...shown.rows.filter((row) => holds(row.rank, row.score)).map((row) => row.id));
+    else Object.entries(placesIn(plot)).forEach(([id, points]) => points.some(([x, y]) => holds(x, y)) && heads.push(id));
     rs.dispatch({ type: 'box', heads });
     // the box has done its work; Plotly would keep it on the screen
     setTimeout(() => document.contains(plot) && Plotly.relayout(plot, { selections: [] }), 0);
   };
 
   document.addEventListener('pointerover', (e) => {
-    const frame = e.target.closest && e.target.closest('.rs-map, .rs-ranked-plot'), plot = plotIn(frame);
+    const frame = e.target.closest && e.target.closest('.rs-map, .rs-points'), plot = plotIn(frame);
     if (!plot || !plot.on || plot.rsHeard) return;
     plot.rsHeard = true;
     plot.on('plotly_click', (data) => clicked(frame, data.points));
     plot.on('plotly_selected', (area) => circled(frame, plot, area));
   }, true);
 
-  Object.assign(window.dash_clientside.robosteer, {
-    /* The frames of a view that has just arrived may not be in the document yet: then a moment later. */
-    paint(state, cursor, rows, ids, meta) {
-      if (state && state.run !== meta.run) throw dash_clientside.PreventUpdate; // this page is about to go
-      shown = { heads: state ? state.heads : [], cursor, rows: rows || [] };
-      const ready = () => ids.every((id) => frameOf(id.panel)) && document.querySelector('.rs-ranked-plot .rs-layer');
-      const attempt = (left) => (ready() || !left ? paint() : requestAnimationFrame(() => attempt(left - 1)));
-      attempt(60);
-      letScroll(50);
-      return shown.heads.length;
-    },
-
-    dressMaps(scheme, themes, ids) {
-      return ids.map(() => {
-        const patch = new dash_clientside.Patch(), { template, worst_to_best: ramp, hatch } = themes[scheme];
-        patch.assign(['layout', 'template'], template);
-        patch.assign(['layout', 'coloraxis', 'colorscale'], ramp.map((c, i) => [i / (ramp.length - 1), c]));
-        patch.assign(['data', TRACE.hatch, 'line', 'color'], hatch);
-        return patch.build();
-      });
-    },
-
-    dressRanked(scheme, themes, figure) {
-      return rs.dressedRanked(figure, themes[scheme]);
-    },
-
-    /* What a screen reader hears of the cursor's cell; the hover label shows the same to the eye. */
-    sayCursor(cursor, state, rows) {
-      if (!cursor) return '';
-      const id = rs.headId(cursor.tower, cursor.layer, cursor.head);
-      const row = (rows || []).find((r) => r.id === id);
-      const plot = plotIn(frameOf(cursor.panel));
-      if (plot && window.Plotly) Plotly.Fx.hover(plot, row ? [{ curveNumber: TRACE.cells, pointNumber: [cursor.layer, cursor.head] }] : []);
-      const where = `${cursor.tower} layer ${cursor.layer} head ${cursor.head}`;
-      if (!row) return `${where}: dead or without a score`;
-      const chosen = state && state.heads.includes(id) ? ', selected' : '';
-      return `${where}: score ${row.score}, rank ${row.rank}${chosen}`;
-    },
-  });
-
-  /* Ranked scores in the colours of a scheme. */
-  rs.dressedRanked = (figure, theme) => {
-    const colour = (i) => theme.arms[1 + (Math.floor(i / 2) % (theme.arms.length - 1))];
-    const data = figure.data.map((trace, i) => (i % 2 === 0
-      ? { ...trace, fillcolor: colour(i) + '29' }
-      : { ...trace, marker: { ...trace.marker, color: colour(i) }, line: { ...trace.line, color: colour(i) } }));
-    const shapes = (figure.layout.shapes || []).map((s) => ({ ...s, line: { ...s.line, color: theme.arms[0] } }));
-    return { data, layout: { ...figure.layout, template: theme.template, shapes } };
-  };
-
   /* ---- keys: arrows walk the cells, Enter or Space chooses, Escape leaves ---- */
 
   const STEP = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-  let cursor = null;
-  const place = (to) => dash_clientside.set_props('cursor', { data: (cursor = to) });
+
+  /* What a screen reader hears of the cursor's cell; the hover label shows the same to the eye. */
+  const say = (frame) => {
+    const says = document.getElementById('cursor-says');
+    if (!cursor) return void (says.innerText = '');
+    const { tower, layer, head } = cursor, plot = plotIn(frame), cells = plot && plot.data[TRACE.cells];
+    const z = cells && cells.z[layer] ? cells.z[layer][head] : null, id = rs.headId(tower, layer, head);
+    if (plot) Plotly.Fx.hover(plot, z === null ? [] : [{ curveNumber: TRACE.cells, pointNumber: [layer, head] }]);
+    const where = `${tower} layer ${layer} head ${head}`;
+    if (z === null || z === undefined) return void (says.innerText = `${where}: dead or without a score`);
+    const [, , rank, score] = cells.customdata[layer][head];
+    says.innerText = `${where}: score ${score}, rank ${rank}${shown.ids.has(id) ? ', selected' : ''}`;
+  };
+
+  const place = (frame, to) => {
+    cursor = to;
+    document.querySelectorAll('.rs-map').forEach(paintMap);
+    say(frame);
+  };
+  document.addEventListener('robosteer:selection', () => {
+    const frame = cursor && document.querySelector(`.rs-map[data-panel="${CSS.escape(cursor.panel)}"]`);
+    if (frame) say(frame);
+  });
 
   document.addEventListener('keydown', (e) => {
     const frame = e.target.classList && e.target.classList.contains('rs-map') && e.target;
-    if (!frame) return;
+    if (!frame || e.ctrlKey || e.metaKey || e.altKey) return;
     const { panel, tower, layers, heads } = frame.dataset;
     const here = cursor && cursor.panel === panel ? cursor : null;
     if (e.key in STEP) {
       const [dl, dh] = here ? STEP[e.key] : [0, 0];
       const clamp = (v, n) => Math.min(Math.max(v, 0), n - 1);
       const from = here || { layer: 0, head: 0 };
-      place({ panel, tower, layer: clamp(from.layer + dl, +layers), head: clamp(from.head + dh, +heads) });
+      place(frame, { panel, tower, layer: clamp(from.layer + dl, +layers), head: clamp(from.head + dh, +heads) });
     } else if ((e.key === 'Enter' || e.key === ' ') && here) {
-      rs.dispatch({ type: 'toggle', heads: [rs.headId(tower, here.layer, here.head)] });
+      const z = plotIn(frame).data[TRACE.cells].z[here.layer][here.head];
+      if (z !== null) rs.dispatch({ type: 'toggle', heads: [rs.headId(tower, here.layer, here.head)] });
     } else if (e.key === 'Escape' && here) {
-      place(null);
+      place(frame, null);
     } else return;
     e.preventDefault();
   });
@@ -186,6 +210,6 @@
     if (!cursor || !e.target.classList || !e.target.classList.contains('rs-map')) return;
     const plot = plotIn(e.target);
     if (plot && window.Plotly) Plotly.Fx.unhover(plot);
-    place(null);
+    place(e.target, null);
   });
 })(window.robosteer);

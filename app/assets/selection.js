@@ -1,6 +1,6 @@
 /* The selection: which heads are chosen.
  *
- * One truth, the `selection` store: {run, heads, past, last, turn}.  Whatever chooses (a click on a map, a box, the
+ * One truth, the `selection` store: {run, heads, past, future, last, turn}.  Whatever chooses (a click on a map, a box, the
  * table, a button, a key) dispatches an action; `next` alone turns a state and an action into the next state; whatever
  * shows heads reads the store.  A page that is added later needs `robosteer.dispatch` and the store, nothing else.
  * No step of this asks the server.
@@ -41,11 +41,13 @@
    *   box {heads}            adds them; when all are chosen already, takes them out
    *   within {heads, scope}  the part of the selection inside `scope` becomes `heads` (a table shows one scope)
    *   set {heads}            the selection becomes `heads`
-   *   clear, undo
+   *   add {heads}            the union of both
+   *   clear, undo, redo
    */
   rs.next = (state, action) => {
     const now = new Set(state.heads);
-    let past = state.past || [];
+    let past = state.past || [], future = state.future || [];
+    const at = (heads, before, after) => ({ ...state, heads, past: before, future: after, last: null, turn: state.turn + 1 });
     switch (action.type) {
       case 'toggle':
         action.heads.forEach((id) => (now.has(id) ? now.delete(id) : now.add(id)));
@@ -63,19 +65,28 @@
         now.clear();
         action.heads.forEach((id) => now.add(id));
         break;
+      case 'add':
+        action.heads.forEach((id) => now.add(id));
+        break;
       case 'clear':
         now.clear();
         break;
       case 'undo':
-        if (!past.length) return { ...state, last: null, turn: state.turn + 1 };
-        return { ...state, heads: past[past.length - 1], past: past.slice(0, -1), last: null, turn: state.turn + 1 };
+        if (!past.length) return at(state.heads, past, future);
+        return at(past[past.length - 1], past.slice(0, -1), [state.heads, ...future]);
+      case 'redo':
+        if (!future.length) return at(state.heads, past, future);
+        return at(future[0], [...past, state.heads], future.slice(1));
       default:
         throw new Error(`unknown selection action ${action.type}`);
     }
     const heads = [...now].sort(order);
-    if (!same(heads, state.heads)) past = [...past, state.heads].slice(-UNDO_STEPS);
+    if (!same(heads, state.heads)) {
+      past = [...past, state.heads].slice(-UNDO_STEPS);
+      future = [];
+    }
     const last = action.type === 'toggle' && now.has(action.heads[0]) ? action.heads[0] : null;
-    return { ...state, heads, past, last, turn: state.turn + 1 };
+    return { ...state, heads, past, future, last, turn: state.turn + 1 };
   };
 
   /* Actions wait in line until the reducer comes: two quick clicks may reach it at once, and none may be lost. */
@@ -89,6 +100,11 @@
   const nothing = () => dash_clientside.no_update;
   let latest = null; // what the store will hold as soon as Dash has written it
 
+  /* ---- the bar that shows it on every page (app/selecting.py) ---- */
+
+  const LONG = 48; // heads that an address still carries one by one; longer sets are saved and carried by name
+  let pause = null;
+
   Object.assign(window.dash_clientside.robosteer, {
     reduce(_, run, stored, runs) {
       if (!stored) return nothing();
@@ -96,18 +112,42 @@
       if (state.run !== run) {
         // the same policy has the same heads; another policy's heads of that name mean something else
         const kept = runs[run] && runs[state.run] && runs[run].policy === runs[state.run].policy;
-        state = { run, heads: kept ? state.heads : [], past: [], last: null, turn: state.turn + 1 };
+        state = { run, heads: kept ? state.heads : [], past: [], future: [], last: null, turn: state.turn + 1 };
       } else if (!waiting.length) return nothing();
       while (waiting.length) state = rs.next(state, waiting.shift());
       return (latest = state);
     },
+
+    /* Counter, list and buttons of the bar; figures and tables are painted at the same time (maps.js, table.js). */
+    mirror(state) {
+      const heads = state ? state.heads : [], n = heads.length;
+      rs.show(heads, state && state.last);
+      clearTimeout(pause);
+      if (n > LONG) pause = setTimeout(() => dash_clientside.set_props('long', { data: { run: state.run, heads } }), 700);
+      return [
+        n === 1 ? '1 head selected' : `${n} heads selected`,
+        n ? heads.join('  ') : 'Click a cell, draw a box, tick rows, or take the best.',
+        n ? 'rs-chips' : 'rs-chips none',
+        n === 0, !(state && state.past.length), !(state && state.future.length), n === 0, n === 0, // clear, undo, redo, save, download
+      ];
+    },
+
+    /* A set that the server has worked out: the best k, a saved set, two sets combined, an uploaded file. */
+    propose(proposal) {
+      if (proposal) rs.dispatch({ type: proposal.add ? 'add' : 'set', heads: proposal.heads });
+    },
+
+    clear: (clicks) => { if (clicks) rs.dispatch({ type: 'clear' }); },
+    undo: (clicks) => { if (clicks) rs.dispatch({ type: 'undo' }); },
+    redo: (clicks) => { if (clicks) rs.dispatch({ type: 'redo' }); },
+    saveLabel: (name, saved) => (name && (saved || []).some((set) => set.value === name.trim()) ? 'Replace' : 'Save'),
   });
 
   document.addEventListener('keydown', (e) => {
     const typing = e.target.closest && e.target.closest('input, textarea, [contenteditable=true]');
-    if (!typing && (e.ctrlKey || e.metaKey) && !e.shiftKey && e.key.toLowerCase() === 'z') {
-      e.preventDefault();
-      rs.dispatch({ type: 'undo' });
-    }
+    const key = e.key.toLowerCase();
+    if (typing || !(e.ctrlKey || e.metaKey) || !(key === 'z' || key === 'y')) return;
+    e.preventDefault();
+    rs.dispatch({ type: key === 'y' || e.shiftKey ? 'redo' : 'undo' });
   });
 })(window.robosteer);

@@ -1,20 +1,46 @@
-/* The table of heads (AG Grid): a second view of the selection, and cells that draw.
+/* Tables of heads (AG Grid): further views of the selection, and cells that draw.
  *
- * The grid tells who changed its selection; only a person's change is dispatched, so the grid and the store cannot
- * answer each other for ever.
+ * A grid tells who changed its selection; only a person's change is dispatched, so that grid and store cannot answer
+ * each other for ever.  The other way the grid is told what differs, row by row: giving it the whole set again takes it
+ * a hundred times as long.
  */
-window.dashAgGridFunctions = window.dashAgGridFunctions || {};
-window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
-
 (function (rs) {
   const BY_CODE = new Set(['api', 'apiSelectAll', 'apiSelectAllFiltered', 'rowDataChanged', 'gridInitializing']);
+  const grids = new Map(); // id of a grid on the page -> its api
 
-  const reveal = (head) => {
-    const api = dash_ag_grid.getApi('heads'), node = api && api.getRowNode(head);
+  const mirror = (api, heads, last) => {
+    const wanted = new Set(heads), on = [], off = [];
+    api.forEachNode((node) => {
+      if (wanted.has(node.id) !== Boolean(node.isSelected())) (wanted.has(node.id) ? on : off).push(node);
+    });
+    if (off.length) api.setNodesSelected({ nodes: off, newValue: false, source: 'api' });
+    if (on.length) api.setNodesSelected({ nodes: on, newValue: true, source: 'api' });
+    const node = last && api.getRowNode(last);
     if (node && node.displayed) api.ensureNodeVisible(node, null);
   };
 
+  /* A grid that has just been made shows the selection too; its own first events come before anybody can listen. */
+  const meet = () => {
+    document.querySelectorAll('.rs-head-grid[id]').forEach(({ id }) => {
+      let api = null;
+      try { api = dash_ag_grid.getApi(id); } catch { return; } // not there yet
+      if (!api || grids.get(id) === api || !api.getDisplayedRowCount()) return; // known, or still without rows
+      grids.set(id, api);
+      // while the grid is being set up its own code takes back what others have selected
+      api.addEventListener('selectionChanged', (e) => BY_CODE.has(e.source) && setTimeout(() => api.isDestroyed() || mirror(api, rs.chosen(), null), 0));
+      mirror(api, rs.chosen(), null);
+    });
+  };
+
+  rs.mirrorGrids = (heads, last) => {
+    meet();
+    for (const [id, api] of grids) if (document.getElementById(id)) mirror(api, heads, last);
+  };
+
+  document.addEventListener('robosteer:arrived', meet);
+
   const functions = window.dashAgGridFunctions;
+  functions.headsShown = (params) => mirror(params.api, rs.chosen(), null);
   functions.headsChosen = (params) => {
     if (BY_CODE.has(params.source)) return;
     const scope = [], heads = [];
@@ -34,47 +60,42 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
     return size < 1e-3 || size >= 1e5 ? value.toExponential(2) : value.toPrecision(size >= 1000 ? 5 : 3);
   };
 
-  /* A dot with its interval on the scale of the column; the dashed line is chance. */
-  window.dashAgGridComponentFunctions.Interval = (props) => {
-    const e = React.createElement, { data, scale } = props, width = 90, mid = 11;
-    if (!data || data.score === null || !scale) return null;
+  /* ---- cells that draw ---- */
+
+  const within = (scale, width) => {
     const span = scale.high - scale.low || 1;
-    const x = (v) => 4 + (width - 8) * Math.min(1, Math.max(0, (v - scale.low) / span));
-    const chance = (scale.chance || {})[data.tower], parts = [];
+    return (v) => 4 + (width - 8) * Math.min(1, Math.max(0, (v - scale.low) / span));
+  };
+  const line = (key, x1, x2, y1, y2, className) => React.createElement('line', { key, x1, x2, y1, y2, className });
+
+  /* A dot with its interval on the scale of the column; the dashed line is chance.  `at` names the row's fields. */
+  window.dashAgGridComponentFunctions.Interval = (props) => {
+    const { data, scale, at = ['score', 'low', 'high'] } = props, width = 90, mid = 11, parts = [];
+    const [score, low, high] = at.map((name) => data && data[name]);
+    if (score === null || score === undefined || !scale) return null;
+    const x = within(scale, width), chance = (scale.chance || {})[data.tower];
     if (chance !== undefined && chance !== null && chance >= scale.low && chance <= scale.high)
-      parts.push(e('line', { key: 'c', x1: x(chance), x2: x(chance), y1: 2, y2: 20, className: 'rs-glyph-chance' }));
-    if (data.low !== null && data.high !== null)
-      parts.push(e('line', { key: 'i', x1: x(data.low), x2: x(data.high), y1: mid, y2: mid, className: 'rs-glyph-interval' }));
-    parts.push(e('circle', { key: 'd', cx: x(data.score), cy: mid, r: 3.2, className: 'rs-glyph-dot' }));
-    return e('svg', { width, height: 22, className: 'rs-glyph', 'aria-hidden': true }, parts);
+      parts.push(line('c', x(chance), x(chance), 2, 20, 'rs-glyph-chance'));
+    if (low !== null && low !== undefined) parts.push(line('i', x(low), x(high), mid, mid, 'rs-glyph-interval'));
+    parts.push(React.createElement('circle', { key: 'd', cx: x(score), cy: mid, r: 3.2, className: 'rs-glyph-dot' }));
+    return React.createElement('svg', { width, height: 22, className: 'rs-glyph', 'aria-hidden': true }, parts);
   };
 
-  Object.assign(window.dash_clientside.robosteer, {
-    /* The selection as the table, the counter and the chips show it. */
-    mirror(state, rows, meta) {
-      if (state && state.run !== meta.run) throw dash_clientside.PreventUpdate; // this page is about to go
-      const heads = state ? state.heads : [], n = heads.length;
-      if (state && state.last && window.dash_ag_grid) setTimeout(reveal, 0, state.last);
-      const shown = new Set((rows || []).map((row) => row.id));
-      return [
-        { ids: heads.filter((id) => shown.has(id)) },
-        n === 1 ? '1 head selected' : `${n} heads selected`,
-        n ? heads.join('  ') : 'Click a cell, draw a box, tick rows, or take the best k.',
-        n ? 'rs-chips' : 'rs-chips none',
-        n === 0, !(state && state.past.length), n === 0, n === 0, // clear, undo, save, download
-      ];
-    },
-
-    /* The table's rows come best first. */
-    best(clicks, k, rows) {
-      if (clicks) rs.dispatch({ type: 'set', heads: rows.slice(0, Math.max(0, k || 0)).map((row) => row.id) });
-    },
-    clear: (clicks) => { if (clicks) rs.dispatch({ type: 'clear' }); },
-    undo: (clicks) => { if (clicks) rs.dispatch({ type: 'undo' }); },
-    load(name, saved) {
-      if (name && saved && saved[name]) rs.dispatch({ type: 'set', heads: saved[name] });
-      return null; // so that the same set can be loaded again
-    },
-    saveLabel: (name, saved) => (name && saved && saved[name.trim()] ? 'Replace' : 'Save'),
-  });
+  /* The factor profile: a bar a factor, all on one scale from zero or chance. */
+  window.dashAgGridComponentFunctions.Profile = (props) => {
+    const { data, scale, fields } = props, height = 20, step = 17;
+    if (!data || fields.every((name) => data[name] === null || data[name] === undefined)) return null;
+    const top = Math.max(scale.high, 0), bottom = Math.min(scale.low, 0), span = top - bottom || 1;
+    const y = (v) => 1 + (height - 2) * (1 - (v - bottom) / span), zero = y(0);
+    const bars = fields.map((name, i) => {
+      const v = data[name];
+      if (v === null || v === undefined) return null;
+      const at = y(v);
+      return React.createElement('rect', {
+        key: name, x: 2 + i * step, y: Math.min(at, zero), width: step - 4, height: Math.max(1, Math.abs(zero - at)), className: `rs-bar-${i % 3}`,
+      });
+    });
+    bars.push(line('z', 0, fields.length * step, zero, zero, 'rs-glyph-zero'));
+    return React.createElement('svg', { width: fields.length * step, height: 22, className: 'rs-glyph', 'aria-hidden': true }, bars);
+  };
 })(window.robosteer);

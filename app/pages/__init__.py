@@ -7,9 +7,16 @@ the selection from the store `selection` and changes it through `robosteer.dispa
 
 from __future__ import annotations
 
-from app.pages import compare, overview
+from app.pages import compare, finetune, heads, methods, overview, watch
 from app.pages.page import Page, Screen
 
-PAGES: tuple[Page, ...] = (overview.PAGE, compare.PAGE)
+PAGES: tuple[Page, ...] = (
+    overview.PAGE,
+    heads.PAGE,
+    watch.PAGE,
+    methods.PAGE,
+    finetune.PAGE,
+    compare.PAGE,
+)
 
 __all__ = ["PAGES", "Page", "Screen"]

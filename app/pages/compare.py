@@ -1,17 +1,28 @@
-"""Compare: did it work? Results of rollouts side by side: success with Wilson intervals, the paired difference to the
-baseline on the same episodes, and what each arm cost in parameters and time."""
+"""Compare: did it work? Results of rollouts side by side: success with intervals, the paired difference to a pinned
+baseline on the same episodes, under suites that change one factor, on other tasks, and what each arm cost.
+
+Wish in the URL: against (the pinned baseline).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import dash_ag_grid as dag
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html
+import dash_mantine_components as dmc
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 
-from app import outcomes, rates, reading, widgets
+from app import outcomes, rates, raw, reading, widgets
 from app.library import Library
+from app.maps import Figure
 from app.pages.page import Page, Screen
+from interp.errors import UsageError
+from interp.runs import Run
+from steering.compare import Comparison
+from steering.results import Result
 
 PERCENT = {"function": "params.value == null ? '–' : (100 * params.value).toFixed(1) + ' %'"}
 POINTS = {
@@ -19,132 +30,259 @@ POINTS = {
 }
 COUNT = {"function": "params.value == null ? '–' : d3.format(',')(params.value)"}
 SECONDS = {"function": "params.value == null ? '–' : d3.format(',.0f')(params.value)"}
+FILMS = 12  # shown at once
 
 
 def body(screen: Screen) -> Component:
-    results, problems = outcomes.results_of(screen.run)
-    if not results:
+    results, problems = outcomes.read(screen.run)
+    comparison = outcomes.compared(results, screen.wishes.get("against"), suites=False)
+    if comparison is None:
         return html.Div([widgets.notices(problems), _empty(screen)])
-    groups = outcomes.grouped(results)
-    height = f"{rates.rows_height(groups)}px"
-    n = sorted({row.n for group in groups for row in group.rows})
-    rollouts = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
+    notes = [note for note in comparison.notes if note not in problems]
+    pinned = dmc.Select(
+        id="compare-against",
+        data=list(dict.fromkeys(result.name for result in results.values())),
+        value=comparison.against,
+        placeholder="none",
+        size="xs",
+        w=170,
+        allowDeselect=False,
+        **widgets.attributes(aria_label="Baseline"),
+    )
+    more = len(results) > len(comparison.cells)
     return html.Div(
         [
-            widgets.notices(problems),
+            widgets.notices([*problems, *notes]),
             html.Section(
                 [
                     html.Div(
-                        [html.H1("Before and after"), html.Div(_facts(screen), className="rs-facts")],
+                        [
+                            html.H1("Before and after"),
+                            html.Div(_facts(screen), className="rs-facts"),
+                            html.Div(widgets.field("Baseline", pinned), className="rs-bar-end"),
+                        ],
                         className="rs-title",
                     ),
-                    *(widgets.prose(line) for line in outcomes.reading(groups)),
+                    html.Div(_read(comparison), id="compare-reading"),
                 ],
                 className="rs-card rs-reading",
             ),
+            html.Div(_tasks(comparison, screen.scheme), className="rs-compare", id="compare-tasks"),
+            html.Div(
+                html.P("Working out the intervals of the other suites …", className="rs-muted rs-working")
+                if more
+                else [],
+                id="compare-suites",
+                className="rs-compare",
+                **widgets.attributes(aria_live="polite"),
+            ),
             html.Div(
                 [
-                    _card(
-                        "Success in closed loop",
-                        f"rate and 95 % Wilson interval; {rollouts} rollouts an arm",
-                        _graph("success", rates.success(groups, screen.scheme), height),
-                        widgets.export_menu("results", "success"),
-                    ),
-                    _card(
-                        "Against the baseline",
-                        "paired over the same episodes; 95 % bootstrap interval",
-                        _graph("difference", rates.difference(groups, screen.scheme), height),
-                        widgets.export_menu("results", "difference"),
-                    ),
-                    _card(
-                        "What it cost",
-                        "trainable parameters, time, memory",
-                        _table(groups),
-                        widgets.export_menu("results", "results", figure=False),
-                        wide=True,
-                    ),
+                    *_costs(comparison, screen.scheme),
+                    _cells(comparison, len(results)),
+                    _settings(results.values()),
+                    *_films(screen.run),
                 ],
                 className="rs-compare",
             ),
-            dcc.Store(id="results-meta", data={"run": screen.run.name, "policy": screen.run.policy}),
-        ]
+            dcc.Store(id="compare-pinned"),
+        ],
+        className="rs-compare-page",
     )
 
 
 def connect(app: Dash, library: Library) -> None:
+    @app.callback(
+        Output("compare-reading", "children"),
+        Output("compare-tasks", "children"),
+        Output("compare-suites", "children"),
+        Output("results", "rowData"),
+        Input("compare-against", "value"),
+        State("run", "value"),
+        State("scheme", "data"),
+    )
+    def pin(against: str | None, name: str, scheme: str | None) -> tuple[Any, ...]:
+        """Everything that a baseline decides, and all suites: their intervals take a while the first time."""
+        try:
+            results, _ = outcomes.read(library.open(name))
+        except UsageError:
+            return (no_update,) * 4
+        comparison = outcomes.compared(results, against)
+        if comparison is None:
+            return (no_update,) * 4
+        shown = scheme or "light"
+        return (
+            _read(comparison),
+            _tasks(comparison, shown),
+            _suites(comparison, shown),
+            outcomes.table(comparison),
+        )
+
     app.clientside_callback(
-        ClientsideFunction("robosteer", "exportResults"),
-        Input({"type": "export-results", "source": ALL, "what": ALL}, "n_clicks"),
-        State("results", "rowData"),
-        State("results-meta", "data"),
-        State("themes", "data"),
+        ClientsideFunction("robosteer", "pinned"),
+        Output("compare-pinned", "data"),
+        Input("compare-against", "value"),
         prevent_initial_call=True,
     )
-    app.clientside_callback(
-        ClientsideFunction("robosteer", "dress"),
-        Output("success-figure", "figure"),
-        Output("difference-figure", "figure"),
-        Input("scheme", "data"),
-        State("themes", "data"),
-        prevent_initial_call=True,
-    )
+
+    def film(run: str, film: str) -> Path:
+        return outcomes.film(library.open(run), film)
+
+    raw.route(app, "/raw/<run>/videos/<path:film>", film)
+
+
+def _read(comparison: Comparison) -> list[Component]:
+    return [widgets.prose(line) for line in outcomes.reading(comparison)]
 
 
 def _facts(screen: Screen) -> list[html.Span]:
     return [html.Span(fact) for fact in reading.facts(screen.run)]
 
 
-def _card(title: str, about: str, content: Component, menu: Component, wide: bool = False) -> html.Section:
-    head = html.Div(
-        [html.H2(title), html.P(about), html.Div(menu, className="rs-bar-end")], className="rs-card-title"
+PAIRED = "paired over the same episodes; 95 % interval"
+
+
+def _tasks(comparison: Comparison, scheme: str) -> list[Component]:
+    """As in the demonstrations."""
+    groups = outcomes.grouped(comparison)
+    height = rates.task_rows(groups).height
+    n = sorted({row.cell.n * row.cell.runs for group in groups for row in group.rows}) or [0]
+    rollouts = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
+    about = f"rate and 95 % interval; {rollouts} rollouts an arm"
+    success = rates.success(comparison, groups, scheme)
+    difference = rates.difference(comparison, groups, scheme)
+    return [
+        _figure("success", "Success in closed loop", about, success, height),
+        _figure("difference", "Against the baseline", PAIRED, difference, height),
+    ]
+
+
+def _suites(comparison: Comparison, scheme: str) -> list[Component]:
+    """When one factor changes, on tasks that nobody trained, and on those of the pretraining."""
+    if not outcomes.trials(comparison):
+        return []
+    height = rates.suite_rows(comparison).height
+    success = rates.under_suites(comparison, scheme)
+    difference = rates.under_suites(comparison, scheme, paired=True)
+    about = "success by suite, mean over tasks; 95 % interval"
+    return [
+        _figure("suites", "When something changes", about, success, height),
+        _figure(
+            "suite-difference", "Robustness and forgetting against the baseline", PAIRED, difference, height
+        ),
+    ]
+
+
+def _costs(comparison: Comparison, scheme: str) -> list[Component]:
+    parameters = rates.cost(comparison, "parameters", scheme)
+    seconds = rates.cost(comparison, "seconds", scheme)
+    about = "trainable parameters, logarithmic"
+    return [
+        _figure("parameters", "Success against what trains", about, parameters, 300),
+        _figure("seconds", "Success against time", "one training; evaluation not counted", seconds, 300),
+    ]
+
+
+def _cells(comparison: Comparison, cells: int) -> html.Section:
+    menu = widgets.export_menu("results", figure=False)
+    return widgets.card(
+        "Every cell", "an arm on a task under a suite", _table(comparison, cells), menu=menu, wide=True
     )
-    return html.Section([head, content], className="rs-card wide" if wide else "rs-card")
 
 
-def _graph(name: str, figure: dict[str, Any], height: str) -> dcc.Graph:
-    return dcc.Graph(
+def _figure(name: str, title: str, about: str, figure: Figure, height: int) -> html.Section:
+    graph = dcc.Graph(
         id=f"{name}-figure",
         figure=figure,
         config=widgets.STILL,
         responsive=True,
-        style={"height": height},
+        style={"height": f"{height}px"},
     )
+    menu = widgets.export_menu(f"{name}-figure")
+    return widgets.card(title, about, graph, menu=menu)
 
 
-def _table(groups: list[outcomes.Group]) -> dag.AgGrid:
+def _table(comparison: Comparison, cells: int) -> dag.AgGrid:
+    """`cells`: how many there will be when all suites are worked out."""
+
     def column(
         name: str, header: str, width: int, show: dict[str, str] | None = None, **more: Any
     ) -> dict[str, Any]:
-        number = (
-            {}
-            if show is None
-            else {"valueFormatter": show, "type": "rightAligned", "filter": "agNumberColumnFilter"}
-        )
+        number = {} if show is None else {"valueFormatter": show, "type": "rightAligned"}
+        if show is not None:
+            number["filter"] = "agNumberColumnFilter"
         return {"field": name, "headerName": header, "width": width, **number, **more}
 
+    few = cells <= 24
     return dag.AgGrid(
         id="results",
-        rowData=outcomes.table(groups),
+        rowData=outcomes.table(comparison),
         columnDefs=[
-            column("task", "task", 160, minWidth=120, flex=1),
-            column("label", "arm", 120, minWidth=90, flex=1, tooltipField="name"),
+            column("task", "task", 150, minWidth=110, flex=1, filter="agTextColumnFilter"),
+            column("suite", "suite", 130, minWidth=100, flex=1, filter="agTextColumnFilter"),
+            column("arm", "arm", 110, minWidth=90, flex=1, filter="agTextColumnFilter"),
             column("success", "success", 90, PERCENT),
             column("low", "95 % low", 90, PERCENT),
             column("high", "95 % high", 92, PERCENT),
             column("n", "n", 60, COUNT),
             column("difference", "difference", 100, POINTS),
-            column("heads", "heads", 74, COUNT),
-            column("trainable", "trainable", 104, COUNT),
-            column("groups", "trainable by group", 260, minWidth=180, flex=2, tooltipField="groups"),
+            column("difference_low", "95 % low", 90, POINTS),
+            column("difference_high", "95 % high", 92, POINTS),
+            column("trainable", "trainable", 104, COUNT, tooltipField="groups"),
             column("train_seconds", "train, s", 86, SECONDS),
-            column("evaluate_seconds", "evaluate, s", 102, SECONDS),
             column("peak_memory_mb", "peak, MB", 94, SECONDS),
+            column("failures", "how it failed", 160, minWidth=120, flex=1, tooltipField="failures"),
         ],
         defaultColDef={"sortable": True, "resizable": True, "suppressHeaderMenuButton": True},
-        getRowId="params.data.name + '/' + params.data.task",
-        dashGridOptions={"theme": widgets.GRID_THEME, "domLayout": "autoHeight", "suppressCellFocus": False},
-        style={"height": None},
+        getRowId="params.data.arm + '/' + params.data.task + '/' + params.data.suite",
+        dashGridOptions={
+            "theme": widgets.GRID_THEME,
+            "domLayout": "autoHeight" if few else "normal",
+            "suppressCellFocus": False,
+        },
+        style={"height": None if few else "520px"},
     )
+
+
+def _settings(results: Iterable[Result]) -> Component:
+    arms, rows = outcomes.differing(results)
+    if not rows:
+        return html.Div()
+    head = html.Tr([html.Th(name, scope="col") for name in ("setting", *arms)])
+    lines = [
+        html.Tr([html.Th(name, scope="row"), *(html.Td(value, title=value) for value in values)])
+        for name, values in rows
+    ]
+    table = html.Table([html.Thead(head), html.Tbody(lines)], className="rs-settings")
+    scroll = html.Div(
+        table,
+        className="rs-scroll",
+        tabIndex=0,
+        role="region",
+        **widgets.attributes(aria_label="What differs in the settings"),
+    )
+    return widgets.card("What differs", "settings that are not the same for all arms", scroll, wide=True)
+
+
+def _films(run: Run) -> list[Component]:
+    found = outcomes.films_of(run)
+    if not found:
+        return []
+    about = f"{len(found)} films" + (f", the latest {FILMS}" if len(found) > FILMS else "")
+    shown = html.Div([_film(run, name) for name in found[:FILMS]], className="rs-films")
+    return [widgets.card("Rollouts", about, shown, wide=True)]
+
+
+def _film(run: Run, name: str) -> html.Figure:
+    address = f"/raw/{run.name}/videos/{name}?v={raw.version(run.path / 'videos' / name)}"
+    caption = name.rsplit(".", 1)[0]
+    moving = Path(name).suffix in (".mp4", ".webm")
+    picture: Component = (
+        html.Video(src=address, controls=True, muted=True, preload="metadata", **widgets.attributes(aria_label=caption))
+        if moving
+        else html.Img(src=address, alt=f"film of the rollout {caption}")
+    )  # fmt: skip
+    return html.Figure([picture, html.Figcaption(caption)])
 
 
 def _empty(screen: Screen) -> Component:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
 from app import create_app, listen
@@ -161,6 +162,38 @@ class Tab:
         for corner in corners[1:]:
             self.page.mouse.move(*self.at(panel, *corner), steps=6)
         self.page.mouse.up()
+
+    def take_best(
+        self, k: int, *, by: str | None = None, tower: str | None = None, add: bool = False
+    ) -> None:
+        """The best k heads, through the selection bar."""
+        self.page.click("#best-open")
+        self.page.wait_for_function("document.getElementById('best-tower').value !== ''")
+        self.page.fill("#best-k", str(k))
+        if by:
+            self.choose("#best-by", by)
+        if tower:
+            self.page.wait_for_timeout(100)  # the towers of the scores that were just chosen
+            self.choose("#best-tower", tower)
+        self.page.click("#best-add" if add else "#best")
+        self.page.keyboard.press("Escape")
+
+    def sets(self) -> None:
+        """Open the panel of sets, and wait until it knows those that are saved."""
+        self.page.click("#sets-open")
+        self.page.wait_for_selector("#set-a:visible")
+        self.page.wait_for_timeout(150)
+
+    def axe(self) -> None:
+        """Fail on anything that axe-core calls serious or critical."""
+        found = Axe().run(self.page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa"]}).response
+        wrong = [
+            f"{rule['id']} ({rule['impact']}): {node['html'][:160]} {node['failureSummary']}"
+            for rule in found["violations"]
+            if rule["impact"] in ("serious", "critical")
+            for node in rule["nodes"]
+        ]
+        assert not wrong, "\n".join(wrong)
 
     def expect(self, *heads: str) -> None:
         """Every place that shows the selection shows these heads: URL, counter, list, maps, table."""

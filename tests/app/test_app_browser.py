@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app_kit import DATA, POLICY, Site, Tab, make_result, make_run, make_scores, serving
+from app_kit import DATA, POLICY, Site, Tab, make_run, make_scores, serving
 
+from app.selections import save
 from interp.heads import Head
 from interp.runs import Run
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.browser
 
 
 def test_click_box_and_undo_are_one_selection(tab: Tab, run: Run) -> None:
-    tab.open(f"/?run={run.name}")
+    tab.open(f"/?run={run.name}&method=knn")
     tab.click("expert", 3, 2)
     tab.expect("expert.L3H2")
     tab.click("vlm", 1, 0)
@@ -39,14 +40,18 @@ def test_click_box_and_undo_are_one_selection(tab: Tab, run: Run) -> None:
     tab.expect()
     tab.page.keyboard.press("Control+z")
     tab.expect(*box, "expert.L3H2", "vlm.L1H0")
-    tab.page.click("#clear")
+    tab.page.click("#redo")
+    tab.expect()
+    tab.page.click("#undo")
+    tab.page.keyboard.press("Control+Shift+z")
+    tab.expect()
     for head in range(4):  # as fast as a machine can: none is lost, none counts as a double click
         tab.click("expert", 4, head)
     tab.expect(*(f"expert.L4H{head}" for head in range(4)))
 
 
 def test_dead_heads_cannot_be_chosen(tab: Tab, run: Run) -> None:
-    tab.open(f"/?run={run.name}&heads=vlm.L3H1,expert.L0H0,expert.L77H0")
+    tab.open(f"/?run={run.name}&method=knn&heads=vlm.L3H1,expert.L0H0,expert.L77H0")
     tab.expect("expert.L0H0")
     notice = tab.page.inner_text("#notice-list")
     assert "2 of the link's heads" in notice
@@ -79,11 +84,16 @@ def test_lasso_and_ranked_plot_choose_too(tab: Tab, run: Run) -> None:
 def test_best_k_are_the_heads_that_the_scores_rank_first(tab: Tab, run: Run) -> None:
     scores = run.read_scores("knn")
     tab.open(f"/?run={run.name}&method=knn&tower=expert")
-    tab.page.fill("#best-k", "5")
-    tab.page.click("#best")
+    tab.take_best(5, tower="expert")
     value = scores.towers["expert"].value
     lowest = np.argsort(value, axis=None)[:5]  # lower is better here
-    tab.expect(*sorted(str(Head("expert", int(i // 4), int(i % 4))) for i in lowest))
+    five = {str(Head("expert", int(i // 4), int(i % 4))) for i in lowest}
+    tab.expect(*sorted(five))
+    # by a factor of another method, whatever is on the screen
+    tab.take_best(2, by="Mediation: physical", tower="expert", add=True)
+    value = run.read_scores("mediation.physical").towers["expert"].value
+    highest = np.argsort(-value, axis=None)[:2]
+    tab.expect(*sorted(five | {str(Head("expert", int(i // 4), int(i % 4))) for i in highest}))
 
 
 def test_table_rows_and_keyboard_choose_too(tab: Tab, run: Run) -> None:
@@ -104,7 +114,7 @@ def test_table_rows_and_keyboard_choose_too(tab: Tab, run: Run) -> None:
 
 
 def test_table_keeps_what_it_does_not_show(tab: Tab, run: Run) -> None:
-    tab.open(f"/?run={run.name}&tower=expert&heads=vlm.L0H0")
+    tab.open(f"/?run={run.name}&method=knn&tower=expert&heads=vlm.L0H0")
     tab.page.click('.ag-row[row-id="expert.L3H2"] .ag-cell[col-id="score"]')
     tab.expect("expert.L3H2", "vlm.L0H0")
 
@@ -115,7 +125,7 @@ def test_link_opens_the_same_view_in_a_fresh_tab(tab: Tab, run: Run) -> None:
     tab.page.reload()
     tab.expect("expert.L4H3", "vlm.L2H1")
     assert [m.get_attribute("data-panel") for m in tab.page.query_selector_all(".rs-map")] == ["vlm"]
-    assert "higher is better" in tab.page.inner_text("#scale-name")
+    assert "higher is better" in tab.page.inner_text(".rs-scale-name")
     tab.page.click("text=Compare")
     tab.page.wait_for_selector("text=No rollouts in this run yet")
     assert "heads=expert.L4H3,vlm.L2H1" in tab.page.url
@@ -129,7 +139,7 @@ def test_switching_tower_method_and_run_keeps_what_still_means_the_same(
 ) -> None:
     other = make_run(site.folder / "another-policy", policy="pi0-ffffffff")
     other.save_scores(replace(make_scores(), policy="pi0-ffffffff"))
-    tab.open(f"/?run={run.name}&heads=expert.L1H1")
+    tab.open(f"/?run={run.name}&method=knn&heads=expert.L1H1")
     tab.page.click("#tower label:has-text('expert')")
     tab.page.wait_for_function("document.querySelectorAll('.rs-map').length === 1")
     tab.expect("expert.L1H1")
@@ -145,6 +155,7 @@ def test_switching_tower_method_and_run_keeps_what_still_means_the_same(
 
 def test_saved_heads_file_is_what_was_chosen(tab: Tab, run: Run) -> None:
     tab.open(f"/?run={run.name}&method=knn&tower=expert&heads=expert.L0H1,expert.L3H2")
+    tab.sets()
     tab.page.fill("#save-name", "mine")
     tab.page.click("#save")
     tab.page.wait_for_selector("#save-said.good")
@@ -170,15 +181,22 @@ def test_saved_heads_file_is_what_was_chosen(tab: Tab, run: Run) -> None:
     assert json.loads(Path(waiting.value.path()).read_text()) == record
     assert waiting.value.suggested_filename == "mine.json"
 
+    tab.page.keyboard.press("Escape")
     tab.page.click("#clear")
     tab.expect()
-    tab.choose("#load", "mine")
+    tab.sets()
+    tab.choose("#set-a", "mine")
+    tab.page.click("#load")
     tab.expect("expert.L0H1", "expert.L3H2")
+    tab.page.keyboard.press("Escape")
     tab.page.click("#clear")
-    tab.choose("#load", "mine")  # the same set can be loaded twice
+    tab.sets()
+    tab.page.click("#load")  # the same set can be loaded twice
     tab.expect("expert.L0H1", "expert.L3H2")
+    tab.page.keyboard.press("Escape")
 
     tab.click("expert", 4, 0)
+    tab.sets()
     tab.page.wait_for_function("document.getElementById('save').innerText === 'Replace'")
     tab.page.click("#save")
     tab.page.wait_for_function("document.getElementById('save-said').innerText.includes('mine.json')")
@@ -186,9 +204,46 @@ def test_saved_heads_file_is_what_was_chosen(tab: Tab, run: Run) -> None:
     assert len(json.loads(file.read_text())["heads"]) == 3
 
 
+def test_two_saved_sets_are_united_intersected_and_subtracted(tab: Tab, run: Run) -> None:
+    save(run, "one", ["expert.L0H0", "expert.L1H1"], "knn")
+    save(run, "two", ["expert.L1H1", "vlm.L2H2"], "knn")
+    tab.open(f"/?run={run.name}&method=knn")
+    tab.sets()
+    tab.choose("#set-a", "one")
+    tab.choose("#set-b", "two")
+    for operation, heads in (
+        ("unite", ["expert.L0H0", "expert.L1H1", "vlm.L2H2"]),
+        ("intersect", ["expert.L1H1"]),
+        ("subtract", ["expert.L0H0"]),
+    ):
+        tab.page.click(f"#operation label:has-text('{operation}')")
+        tab.page.click("#combine")
+        tab.expect(*heads)
+    tab.page.keyboard.press("Escape")
+    tab.page.click("#undo")
+    tab.expect("expert.L1H1")
+
+
+def test_heads_files_of_others_can_be_opened(tab: Tab, run: Run, tmp_path: Path) -> None:
+    published = tmp_path / "published.json"
+    published.write_text('{"trainable_head_indices": [[3, 2], [0, 1]], "best_k": 20, "cv_mse": 0.031}')
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text(
+        '{"schema": 1, "policy": "pi0-ffffffff", "heads": [{"tower": "vlm", "layer": 0, "head": 0}]}'
+    )
+    tab.open(f"/?run={run.name}&method=knn")
+    tab.sets()
+    tab.page.set_input_files("#open-file input[type=file]", str(published))
+    tab.expect("expert.L0H1", "expert.L3H2")  # bare pairs are of the tower that is chosen beside
+    tab.page.set_input_files("#open-file input[type=file]", str(foreign))
+    tab.page.wait_for_function("document.getElementById('open-said').innerText.includes('pi0-ffffffff')")
+    tab.expect("expert.L0H1", "expert.L3H2")
+
+
 def test_names_that_are_not_names_are_refused_in_one_line(tab: Tab, run: Run) -> None:
     before = sorted(run.path.parent.rglob("*"))
-    tab.open(f"/?run={run.name}&heads=expert.L3H2")
+    tab.open(f"/?run={run.name}&method=knn&heads=expert.L3H2")
+    tab.sets()
     for name in ("../run", "a/b", ".hidden", ""):
         tab.page.fill("#save-name", name)
         tab.page.click("#save")
@@ -230,24 +285,31 @@ def test_dark_reaches_every_part(tab: Tab, run: Run) -> None:
     assert all(brightness < 60 for brightness in _backgrounds(tab).values())
 
 
-def test_a_thousand_heads_are_quick_to_choose_from(tab: Tab, site: Site) -> None:
+def test_long_selections_are_in_the_url_by_name(tab: Tab, site: Site) -> None:
     shape = {"expert": (32, 32)}
-    make_run(site.folder / "big", shape).save_scores(make_scores(shape))
+    big = make_run(site.folder / "big", shape)
+    big.save_scores(make_scores(shape))
     tab.open("/?run=big")
     tab.click("expert", 31, 30)
     tab.expect("expert.L31H30")
-    tab.page.fill("#best-k", "1024")
-    tab.page.click("#best")
+    tab.take_best(1024)
     tab.page.wait_for_function("document.getElementById('count')?.innerText === '1024 heads selected'")
     tab.page.wait_for_function("dash_ag_grid.getApi('heads').getSelectedNodes().length === 1024")
-    tab.page.reload()  # the URL carries all of them
+    tab.page.wait_for_function("new URLSearchParams(location.search).get('set')?.startsWith('link-')")
+    assert len(tab.page.url) < 200
+    (name,) = big.selections
+    assert len(json.loads(big.selections[name].read_text())["heads"]) == 1024
+    tab.page.reload()
     tab.page.wait_for_function("document.getElementById('count')?.innerText === '1024 heads selected'")
+    tab.sets()
+    tab.page.click("#set-a")
+    assert name not in tab.page.inner_text("body")  # the addresses' own files are not offered as saved sets
 
 
 def test_nothing_is_cut_off_in_narrow_windows(tab: Tab, run: Run) -> None:
     for width in (1024, 400):
         tab.page.set_viewport_size({"width": width, "height": 800})
-        for path in (f"/?run={run.name}", f"/compare?run={run.name}"):
+        for path in (f"/{page}?run={run.name}" for page in ("", "heads", "methods", "compare")):
             tab.open(path, ready=".rs-card")
             over = tab.page.evaluate(
                 "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -266,7 +328,7 @@ def test_numbers_and_figures_can_be_taken_away(tab: Tab, run: Run) -> None:
     ):
         tab.page.click("#maps-export")
         with tab.page.expect_download() as waiting:
-            tab.page.click(f"text={label}")
+            tab.page.click(f"text={label} >> visible=true")
         assert waiting.value.suggested_filename == f"{run.name}-knn-maps.{what}"
         taken[what] = Path(waiting.value.path()).read_bytes()
     value = run.read_scores("knn").towers["expert"].value
@@ -281,34 +343,6 @@ def test_numbers_and_figures_can_be_taken_away(tab: Tab, run: Run) -> None:
     assert len(numbers["rows"]) == value.size
     assert b"lower is better" in taken["svg"]
     assert taken["png"].startswith(b"\x89PNG")
-
-
-def test_compare_shows_before_and_after(tab: Tab, run: Run) -> None:
-    base = make_result("base", [True] * 30 + [False] * 70)
-    run.save_result("base", base.to_json())
-    better = make_result(
-        "aligned", [True] * 70 + [False] * 30, base, trainable_parameters={"query rows": 24576}
-    )
-    run.save_result("aligned", better.to_json())
-    (run.path / "results" / "half.json").write_text('{"schema": 1, "na')
-    tab.open(f"/compare?run={run.name}", ready="#success-figure .js-plotly-plot .points")
-    text = tab.page.inner_text("#page")
-    assert "30/100" in text
-    assert "70/100" in text
-    assert "24,576" in text
-    assert "+40 points" in text
-    assert "half.json" in text  # what cannot be read is said, the rest is shown
-    low, high = tab.page.evaluate(
-        "document.querySelector('#success-figure .js-plotly-plot').data.find(t => t.name === 'aligned').customdata[0]"
-    )
-    # Wilson's interval of 70 of 100, from the quadratic that defines it
-    z = 1.959963985
-    ends = np.roots([1 + z * z / 100, -(2 * 0.7 + z * z / 100), 0.7**2])
-    assert (low, high) == pytest.approx((100 * ends.min(), 100 * ends.max()), abs=1e-3)
-    tab.page.click("#scheme-toggle")
-    tab.page.wait_for_function(
-        "[...document.querySelectorAll('.js-plotly-plot')].every(g => g._fullLayout.paper_bgcolor === '#161e27')"
-    )
 
 
 def test_states_without_anything_to_show_are_designed(tab: Tab, site: Site, tmp_path: Path) -> None:
@@ -336,7 +370,7 @@ def _backgrounds(tab: Tab) -> dict[str, float]:
                     if (v.length < 4 || v[3] > 0.5) return scale * (v[0] + v[1] + v[2]) / 3;
                 }
             };
-            const parts = ['body', '.rs-header', '.rs-reading', '#run', '#save-name', '.ag-header', '.ag-row'];
+            const parts = ['body', '.rs-header', '.rs-selbar', '.rs-reading', '#run', '.ag-header', '.ag-row'];
             const out = Object.fromEntries(parts.map((p) => [p, solid(document.querySelector(p))]));
             document.querySelectorAll('.js-plotly-plot').forEach((g, i) => {
                 const v = g._fullLayout.paper_bgcolor.match(/[0-9a-f]{2}/gi).map((h) => parseInt(h, 16));

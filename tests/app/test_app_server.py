@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from app_kit import POLICY, make_result, make_run, make_scores
+from app_kit import POLICY, make_run, make_scores
 from flask.testing import FlaskClient
 
-from app import create_app, listen
+from app import create_app, listen, raw
 from app.library import Library, scores_of
-from app.outcomes import grouped, reading, results_of, table
-from app.selections import save, saved_sets
+from app.selections import best, combine, linked, read_upload, save, saved_sets
 from interp.errors import UsageError
+from interp.heads import Head
 from interp.runs import Run
 
 
@@ -34,7 +36,15 @@ def client(run: Run) -> Iterator[FlaskClient]:
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("/", 200), ("/compare", 200), ("/nothing", 404), ("/compare/x", 404), ("/assets/none.js", 404)],
+    [
+        ("/", 200),
+        ("/heads", 200),
+        ("/methods", 200),
+        ("/compare", 200),
+        ("/nothing", 404),
+        ("/compare/x", 404),
+        ("/assets/none.js", 404),
+    ],
 )
 def test_only_pages_that_exist_are_found(client: FlaskClient, path: str, status: int) -> None:
     assert client.get(path).status_code == status
@@ -190,29 +200,96 @@ def test_a_set_of_another_policy_is_named_not_loaded(run: Run) -> None:
     assert POLICY in problems[0]
 
 
-def test_comparison_lists_the_baseline_first_and_says_what_is_not_sure(run: Run) -> None:
-    base = make_result("base", [True] * 30 + [False] * 70)
-    run.save_result("lora", make_result("lora", [True] * 33 + [False] * 67, base).to_json())
-    run.save_result("aligned", make_result("aligned", [True] * 70 + [False] * 30, base).to_json())
-    run.save_result("base", base.to_json())
-    results, problems = results_of(run)
-    assert not problems
-    groups = grouped(results)
-    assert [(row.label, row.baseline) for row in groups[0].rows] == [
-        ("base", True),
-        ("aligned", False),
-        ("lora", False),
-    ]
-    assert [(r["arm"], r["successes"], r["n"]) for r in table(groups)] == [
-        ("base", 30, 100),
-        ("aligned", 70, 100),
-        ("lora", 33, 100),
-    ]
-    (line,) = reading(groups)
-    assert line.startswith("**marker-in-mug**, baseline 30 % of 100: aligned +40 points (95 % +")
-    aligned, lora = line.split("; ")
-    assert "not distinguishable" not in aligned
-    assert lora.startswith("lora +3 points")
-    assert (
-        "not distinguishable" in lora
-    )  # with 3 of 100 turned, a resample without any is no rarity: 0.97^100 = 4.8 %
+def test_sets_are_combined_as_sets() -> None:
+    a, b = ["expert.L1H1", "expert.L10H0"], ["expert.L1H1", "vlm.L0H0"]
+    assert combine(a, "unite", b) == [
+        "expert.L1H1",
+        "expert.L10H0",
+        "vlm.L0H0",
+    ]  # in order of layers, not of letters
+    assert combine(a, "intersect", b) == ["expert.L1H1"]
+    assert combine(a, "subtract", b) == ["expert.L10H0"]
+    assert combine(a, "subtract", a) == []
+    with pytest.raises(UsageError, match="unknown operation"):
+        combine(a, "xor", b)
+
+
+def test_best_of_all_towers_are_the_best_of_each_put_in_order() -> None:
+    scores = make_scores(higher=True)
+    values = np.concatenate([tower.value.ravel() for tower in scores.towers.values()])
+    chosen = [scores.score(Head.parse(head)) for head in best(scores, 7)]
+    assert chosen == sorted(values[np.isfinite(values)], reverse=True)[:7]  # higher is better here
+    assert len(best(scores, 999, "expert")) == 20
+
+
+def test_an_address_names_a_long_set_by_its_heads(run: Run) -> None:
+    heads = ["expert.L3H2", "expert.L0H0"]
+    name = linked(run, heads)
+    assert linked(run, heads[::-1]) == name  # the same set, the same name, one file
+    assert linked(run, [*heads, "expert.L1H0"]) != name
+    assert saved_sets(run) == ({}, [])  # not offered among a person's own
+    save(run, "mine", heads, "knn")
+    assert linked(run, heads) == "mine"
+    with pytest.raises(UsageError, match="link-"):
+        save(run, "link-mine", heads, "knn")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("not json", "not JSON"),
+        ("[1]", "JSON object"),
+        ('{"heads": 3}', "needs"),
+        ('{"trainable_head_indices": [[9, 0]]}', "layers"),
+        (
+            '{"schema": 1, "policy": "pi0-ffffffff", "heads": [{"tower": "expert", "layer": 0, "head": 0}]}',
+            "pi0-ffffffff",
+        ),
+    ],
+)
+def test_a_file_from_outside_is_checked_before_it_is_believed(run: Run, text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        read_upload(run, data_url(text), "theirs.json", "expert")
+
+
+def test_a_published_file_is_read_for_the_tower_that_is_named(run: Run) -> None:
+    text = data_url('{"trainable_head_indices": [[3, 2], [0, 1]], "best_k": 20, "cv_mse": 0.031}')
+    assert read_upload(run, text, "heads.json", "expert") == ["expert.L0H1", "expert.L3H2"]
+
+
+def data_url(text: str) -> str:
+    return "data:application/json;base64," + base64.b64encode(text.encode()).decode()
+
+
+def test_raw_files_are_found_by_name_and_kept_by_version(client: FlaskClient, run: Run) -> None:
+    picture = run.frame_path(3, "front", 7)
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"\xff\xd8 not really")
+    url = raw.frame_url("first", 3, "front", 7, raw.version(picture))
+    answer = client.get(url)
+    assert (answer.data, answer.mimetype) == (picture.read_bytes(), "image/jpeg")
+    assert "immutable" in answer.headers["Cache-Control"]
+    again = client.get(url.partition("?")[0])
+    assert "no-cache" in again.headers["Cache-Control"]
+    etag = again.headers["ETag"]
+    assert client.get(url.partition("?")[0], headers={"If-None-Match": etag}).status_code == 304
+    before = raw.version(picture)
+    picture.write_bytes(b"another")
+    assert raw.version(picture) != before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "frames/3/front/00008.jpg",
+        "frames/3/..%2f../00007.jpg",
+        "selections/..%2frun.json",
+        "selections/run.json",
+        "selections/%2e%2e.json",
+        "run.json",
+        "../none/frames/3/front/00007.jpg",
+        "..%2f..%2ffirst/selections/x.json",
+    ],
+)
+def test_raw_files_stay_in_their_folders(client: FlaskClient, path: str) -> None:
+    assert client.get(f"/raw/first/{path}").status_code == 404

@@ -86,14 +86,82 @@ def test_factors_share_one_table_and_one_range() -> None:
     files = {f"m.{f}": scores_of(np.array(VALUE) + i, method="m", factor=f) for i, f in enumerate(factors)}
     groups = views.methods({**files, "knn": scores_of(VALUE)})
     assert {name: set(group) for name, group in groups.items()} == {
-        "knn": {"knn"},
         "m": {"m.visual", "m.physical"},
+        "knn": {"knn"},
     }
+    assert next(iter(groups)) == "m"  # which heads matter for what comes first
     view = views.view(groups["m"])
-    assert view.factors == ("visual", "physical")  # the order in which the field says them
-    assert view.range == pytest.approx((0.2, 1.9))
+    assert view.keys == ("visual", "physical")  # the order in which the field says them
+    assert [view.range(panel) for panel in view.panels] == [pytest.approx((0.2, 1.9))] * 2
     first = views.rows(view, "visual")[0]
     assert (first["score"], first["score_visual"], first["score_physical"]) == pytest.approx((1.2, 1.2, 0.2))
+
+
+def test_scales_are_one_for_all_or_one_each_or_ranks() -> None:
+    files = {
+        f"m.{f}": scores_of(np.array(VALUE) + i, method="m", factor=f) for i, f in enumerate(views.FACTORS)
+    }
+    ranges = {scale: [] for scale in views.SCALES}  # type: ignore[var-annotated]
+    for scale in views.SCALES:
+        view = views.view(files, scale=scale)
+        assert view.scale == scale
+        ranges[scale] = [view.range(panel) for panel in view.panels]
+    assert ranges["shared"] == [pytest.approx((0.2, 2.9))] * 3
+    assert ranges["panel"] == [pytest.approx((0.2 + i, 0.9 + i)) for i in range(3)]
+    assert ranges["rank"] == [(1, 5)] * 3
+    ranks = view.colours(view.panels[0])
+    assert ranks[0, 1] == 1
+    assert np.isnan(ranks[0, 2])  # dead: no rank
+    assert not view.better_up(view.panels[0])
+
+
+def test_methods_without_factors_are_seen_side_by_side_by_rank() -> None:
+    files = {"knn": scores_of(VALUE), "ablation": scores_of(VALUE, higher=True, method="zero-ablation")}
+    files["knn-stability"] = scores_of(VALUE, method="knn-stability")
+    groups = views.methods(files)
+    assert list(groups) == [views.ALL_METHODS, "knn", "ablation", "knn-stability"]
+    view = views.view(groups[views.ALL_METHODS])
+    assert (view.by, view.scale, view.keys) == ("method", "rank", ("knn", "ablation"))
+    assert views.view(groups[views.ALL_METHODS], scale="shared").scale == "rank"  # their units differ
+    rows = views.rows(view, "ablation")
+    assert [row["score"] for row in rows] == [0.9, 0.5, 0.3, 0.21, 0.2]  # led by ablation: higher is better
+    assert rows[0]["score_knn"] == 0.9
+    text = reading.paragraphs(view)
+    assert text[0] == "**2 methods** over 5 expert heads, each by its own measure."
+
+
+def test_specialists_need_their_whole_interval_above_the_other_factors() -> None:
+    null = Null(mean=0, low=-0.05, high=0.05)
+
+    def factor(name: str, values: list[float], half: float) -> HeadScores:
+        v = np.array([values])
+        return scores_of(v, v - half, v + half, higher=True, factor=name, method="m", null=null)
+
+    files = {
+        "visual": factor("visual", [0.9, 0.5, 0.04, 0.3], 0.05),
+        "physical": factor("physical", [0.2, 0.45, 0.0, 0.6], 0.05),
+    }
+    view = views.view(files)
+    first, second = view.panels
+    # L0H1 overlaps with its other factor, L0H2 does not beat chance
+    assert [str(h) for h in reading.specialists(first, [second]) or []] == ["expert.L0H0"]
+    assert [str(h) for h in reading.specialists(second, [first]) or []] == ["expert.L0H3"]
+    assert "L0H0 for visual; L0H3 for physical" in reading.paragraphs(view)[-1]
+    bare = views.view(
+        {
+            "visual": scores_of([[1, 2]], higher=True, factor="visual"),
+            "physical": scores_of([[2, 1]], higher=True, factor="physical"),
+        }
+    )
+    assert "nobody knows" in reading.paragraphs(bare)[-1]
+
+
+def test_a_note_of_the_scores_is_read_out() -> None:
+    noted = scores_of(
+        [[np.nan, np.nan]], higher=True, factor="linguistic", settings={"note": "prompt-blind: no effect"}
+    )
+    text = reading.paragraphs(views.view({"m.linguistic": noted}))[1]
+    assert text == "Prompt-blind: no effect. No head has a score."
 
 
 def test_wishes_of_a_url_that_cannot_be_met_fall_back() -> None:
@@ -101,6 +169,7 @@ def test_wishes_of_a_url_that_cannot_be_met_fall_back() -> None:
     assert views.view(group, "nonsense").tower == "all"
     assert [p.tower for p in views.view(group, "expert").panels] == ["expert"]
     assert [p.tower for p in views.view(group).panels] == list(TINY)
+    assert views.view(group, scale="nonsense").scale == "shared"
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.41, 0.98), (0, 1), (-3e-5, 2e-5), (17.2, 912.0)])
@@ -174,7 +243,7 @@ def test_maps_are_valid_figures_with_the_traces_that_the_browser_counts_on() -> 
     go.Figure(maps.ranked(view.panels, "dark"))
     for panel in view.panels:  # one scale for all maps of a view
         axis = maps.head_map(panel, view, "light")["layout"]["coloraxis"]
-        assert (axis["cmin"], axis["cmax"]) == view.range
+        assert (axis["cmin"], axis["cmax"]) == view.range(view.panels[0])
 
 
 def test_text_can_be_read_and_scales_rise_in_both_schemes() -> None:

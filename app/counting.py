@@ -1,0 +1,98 @@
+"""What a recipe would train, before anything is trained: `steering.recipes.adapt` on a policy without weights.
+
+The network is built on PyTorch's meta device from config.json: shapes without numbers, so that a policy of gigabytes is
+counted in milliseconds and the count is made by the very code that will train. Only transformers' pi0 family is known;
+of another one the count appears when the job has begun.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from interp.errors import UsageError
+from interp.heads import Head
+from interp.policies import policy_directory
+from interp.policies.pi0 import PI0Policy
+from interp.policies.spec import PolicySpec
+from interp.runs import Run
+from interp.scores import HeadScores
+from steering.headset import HeadSet
+from steering.recipes import Recipe, adapt
+
+_ADAPTING = threading.Lock()  # adapting changes the network in place, and taking it off changes it back
+
+
+@dataclass(frozen=True)
+class Count:
+    """Trainable parameters by group, out of `total` in the policy; `notes` say what is left out."""
+
+    groups: Mapping[str, int]
+    total: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def trained(self) -> int:
+        return sum(self.groups.values())
+
+
+def count(
+    run: Run,
+    recipe: Recipe,
+    heads: HeadSet | None,
+    scores: HeadScores | None = None,
+    others: Sequence[HeadScores] = (),
+    seed: int = 0,
+) -> Count:
+    """A UsageError says what the recipe lacks, in the words in which the job would say it."""
+    directory = policy_directory(str(run.info["policy"]["source"]))
+    with _ADAPTING:
+        policy = _skeleton(directory, run)
+        adaptation = adapt(policy, recipe, heads, scores, seed, others)
+        adaptation.remove()
+    total = sum(p.numel() for p in policy.module.parameters())
+    return Count(dict(adaptation.groups), total, tuple(adaptation.notes))
+
+
+def head_set(run: Run, chosen: Sequence[str]) -> HeadSet | None:
+    """The heads chosen on the screen as a head set of the run; None if there are none."""
+    if not chosen:
+        return None
+    heads = HeadSet(
+        tuple(map(Head.parse, chosen)), policy=run.policy, method="chosen in the dashboard", data=run.data
+    )
+    heads.check(run.spec, run.policy, source="the selection")
+    return heads
+
+
+class Skeleton(PI0Policy):
+    """A PI0 that knows its shapes and can neither see nor act."""
+
+    def __init__(self, directory: Path, spec: PolicySpec, fingerprint: str) -> None:
+        from transformers import AutoConfig, PI0ForConditionalGeneration
+
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        if config.model_type != "pi0":
+            raise UsageError(
+                f"the parameters of a {config.model_type} policy are counted when its job begins"
+            )
+        with torch.device("meta"):
+            module = PI0ForConditionalGeneration(config)
+        self.module = module.eval().requires_grad_(False)
+        self.spec, self.fingerprint, self.source = spec, fingerprint, str(directory)
+
+
+def _skeleton(directory: Path, run: Run) -> Skeleton:
+    if not (directory / "config.json").is_file():
+        raise UsageError(f"the run's policy {directory} is not here: its parameters cannot be counted")
+    return _built(directory, run.path, run.policy)
+
+
+@lru_cache(maxsize=4)
+def _built(directory: Path, run: Path, fingerprint: str) -> Skeleton:
+    return Skeleton(directory, Run.open(run).spec, fingerprint)

@@ -1,0 +1,217 @@
+"""Compare says what the rollouts say: rates, intervals and differences, under every suite, against any baseline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from app_kit import POLICY, Tab, make_result, make_run
+
+from app import create_app, outcomes, rates, theme
+from interp.errors import UsageError
+from interp.runs import Run
+from steering.results import Result, result_path, save_result
+from steering.rollouts import Episode
+from steering.suites import SUITES
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run(tmp_path / "runs" / "first")
+
+
+def half(run: Run, arm: str, successes: int, n: int = 20, **more: Any) -> Result:
+    """An arm of which the first `successes` of n episodes succeed, in-domain or under a suite, saved."""
+    suite = SUITES[more.pop("suite", "in-domain")]
+    episodes = tuple(
+        Episode(seed, seed < successes, 30, None if seed < successes else "dropped") for seed in range(n)
+    )
+    settings: Mapping[str, Any] = {
+        "rolled_out": suite.task or "marker-in-mug",
+        "variation": dict(suite.options),
+    }
+    result = Result(
+        name=arm, arm=arm, task="marker-in-mug", policy=f"{POLICY}-{arm}", episodes=episodes,
+        suite=suite.name, factor=suite.factor, settings={**settings, **more.pop("settings", {})}, **more,
+    )  # fmt: skip
+    path = result_path(run.path / "results", arm, suite.name)
+    save_result(path, result)
+    return result
+
+
+def compared(run: Run, against: str | None = None) -> Any:
+    return outcomes.compared(outcomes.read(run)[0], against)
+
+
+def test_the_baseline_comes_first_and_what_is_not_sure_is_said(run: Run) -> None:
+    base = make_result("base", [True] * 30 + [False] * 70)
+    for arm, successes in (("lora", 33), ("aligned", 70)):
+        run.save_result(
+            arm, make_result(arm, [True] * successes + [False] * (100 - successes), base).to_json()
+        )
+    run.save_result("base", base.to_json())
+    (run.path / "results" / "half.json").write_text('{"schema": 1, "na')
+    results, problems = outcomes.read(run)
+    assert len(results) == 3
+    assert "half.json" in problems[0]
+    comparison = outcomes.compared(results)
+    (group,) = outcomes.grouped(comparison)
+    assert [(row.label, row.baseline) for row in group.rows] == [
+        ("base", True),
+        ("aligned", False),
+        ("lora", False),
+    ]
+    rows = outcomes.table(comparison)
+    rates_of = [(row["arm"], row["success"], row["n"]) for row in rows]
+    assert rates_of == [("base", 0.3, 100), ("aligned", 0.7, 100), ("lora", 0.33, 100)]
+    (line,) = outcomes.reading(comparison)
+    assert line.startswith("**marker-in-mug**, baseline 30 % of 100: aligned +40 points (95 % +")
+    aligned, lora = line.split("; ")
+    assert "not distinguishable" not in aligned
+    # with 3 of 100 turned, a resample without any is no rarity: 0.97^100 = 4.8 %
+    assert "lora +3 points" in lora
+    assert "not distinguishable" in lora
+
+
+def test_any_arm_can_be_the_baseline(run: Run) -> None:
+    for arm, successes in (("base", 5), ("aligned", 15), ("lora", 10)):
+        half(run, arm, successes)
+    gaps = {row["arm"]: row["difference"] for row in outcomes.table(compared(run))}
+    assert gaps == {"base": None, "aligned": pytest.approx(0.5), "lora": pytest.approx(0.25)}
+    gaps = {row["arm"]: row["difference"] for row in outcomes.table(compared(run, "lora"))}
+    assert gaps == {"lora": None, "aligned": pytest.approx(0.25), "base": pytest.approx(-0.25)}
+    assert compared(run, "gone").against == "base"  # a link may ask for an arm that is not there
+    assert compared(make_run(run.path.parent / "empty")) is None
+
+
+def test_suites_stand_under_what_they_change_and_lose_what_they_lose(run: Run) -> None:
+    for arm, usual, dark, moved, forgot in (("base", 10, 8, 6, 16), ("aligned", 16, 12, 4, 6)):
+        half(run, arm, usual)
+        half(run, arm, dark, suite="lighting")
+        half(run, arm, moved, suite="pose-shift")
+        half(run, arm, forgot, suite="forgetting:pick")
+    comparison = compared(run)
+    kinds = [("visual", ["lighting"]), ("physical", ["pose-shift"]), ("pretraining", ["forgetting:pick"])]
+    assert outcomes.trials(comparison) == kinds
+    lines = outcomes.reading(comparison)
+    assert lines[1].startswith("**Visual changes** (1 suite): base 40 %; aligned 60 %, +20 points")
+    assert lines[3].startswith("**Pretraining tasks** (1 suite): base 80 %; aligned 30 %, −50 points")
+    rows = rates.suite_rows(comparison)
+    assert [text for _, text in rows.labels] == ["in-domain", "lighting", "pose-shift", "forgetting:pick"]
+    figure = rates.under_suites(comparison, "light", paired=True)
+    (aligned,) = (trace for trace in figure["data"] if trace["name"] == "aligned")
+    assert aligned["x"] == pytest.approx([30, 20, -10, -50])
+    quick = outcomes.compared(outcomes.read(run)[0], suites=False)
+    assert {cell.suite for cell in quick.cells} == {"in-domain"}
+
+
+def test_figures_are_valid_keep_an_arms_colour_and_draw_no_line_through_words(run: Run) -> None:
+    for arm, parameters, seconds in (("base", 0, 0.0), ("aligned", 49_152, 61.0), ("full", 3_331_879, 140.0)):
+        trained = {"all": parameters} if parameters else {}
+        half(run, arm, 10, trainable_parameters=trained, seconds={"train": seconds})
+        half(run, arm, 8, suite="lighting")
+    comparison = compared(run)
+    groups = outcomes.grouped(comparison)
+    for scheme in theme.SCHEMES:
+        figures = [
+            rates.success(comparison, groups, scheme),
+            rates.difference(comparison, groups, scheme),
+            rates.under_suites(comparison, scheme),
+            rates.under_suites(comparison, scheme, paired=True),
+            rates.cost(comparison, "parameters", scheme),
+            rates.cost(comparison, "seconds", scheme),
+        ]
+        for figure in figures:
+            go.Figure(figure)  # Plotly refuses unknown properties and values
+            # colours are given by order: the same arms in the same order everywhere
+            assert [trace["name"] for trace in figure["data"]] == ["base", "aligned", "full"]
+    difference = figures[1]["layout"]
+    (heading,) = (note["y"] for note in difference["annotations"] if "marker-in-mug" in note["text"])
+    assert all(not shape["y0"] <= heading <= shape["y1"] for shape in difference["shapes"])
+    assert difference["xaxis"]["range"][0] < 0 < difference["xaxis"]["range"][1]  # zero is never the edge
+    by_parameters = {trace["name"]: trace["x"] for trace in figures[4]["data"]}
+    assert by_parameters["aligned"] == [49_152]
+    assert by_parameters["base"][0] < 49_152  # nothing to train has no logarithm: it stands before the axis
+    assert figures[4]["layout"]["xaxis"]["ticktext"][0] == "none"
+
+
+def test_only_settings_that_differ_are_listed(run: Run) -> None:
+    half(run, "base", 5, settings={"execute": 4})
+    half(
+        run,
+        "aligned",
+        5,
+        settings={"execute": 4, "recipe": {"lr": 0.002, "steps": 250}},
+        heads=("expert.L3H2",),
+    )
+    half(run, "full", 5, settings={"execute": 4, "recipe": {"lr": 0.0003, "steps": 250}})
+    arms, rows = outcomes.differing(outcomes.read(run)[0].values())
+    listed = {name: dict(zip(arms, values, strict=True)) for name, values in rows}
+    assert listed["recipe lr"] == {"base": "–", "aligned": "0.002", "full": "0.0003"}
+    assert listed["heads"]["aligned"] == "1: expert.L3H2"
+    assert "execute" not in listed
+
+
+def test_films_are_found_by_name_and_nothing_else_is(run: Run) -> None:
+    folder = run.path / "videos" / "aligned"
+    folder.mkdir(parents=True)
+    (folder / "marker-in-mug-0.gif").write_bytes(b"GIF89a")
+    (folder / ".half.gif").write_bytes(b"")
+    (folder / "notes.json").write_text("{}")
+    (run.path / "videos" / "out.gif").symlink_to(run.path / "run.json")
+    assert outcomes.films_of(run) == ["aligned/marker-in-mug-0.gif"]
+    assert outcomes.film(run, "aligned/marker-in-mug-0.gif").read_bytes() == b"GIF89a"
+    for name in ("../run.json", "aligned/notes.json", "aligned/../../run.json", "/etc/passwd"):
+        with pytest.raises(UsageError, match="no film"):
+            outcomes.film(run, name)
+    with create_app(run.path.parent).server.test_client() as client:
+        assert client.get("/raw/first/videos/aligned/marker-in-mug-0.gif").data == b"GIF89a"
+        assert client.get("/raw/first/videos/..%2frun.json").status_code == 404
+        assert client.get("/raw/first/videos/aligned/notes.json").status_code == 404
+
+
+@pytest.mark.browser
+def test_before_and_after_in_the_browser(tab: Tab, site: Any) -> None:
+    run = make_run(site.folder / "compared")
+    half(run, "base", 30, 100)
+    half(run, "aligned", 70, 100, trainable_parameters={"query rows": 24_576}, seconds={"train": 61.0})
+    half(run, "base", 10, 100, suite="lighting")
+    half(run, "aligned", 50, 100, suite="lighting")
+    (run.path / "results" / "half.json").write_text('{"schema": 1, "na')
+    tab.open(f"/compare?run={run.name}", ready="#suites-figure .js-plotly-plot .points")
+    text = tab.page.inner_text("#page")
+    for said in ("30/100", "70/100", "24,576", "aligned +40 points", "Visual changes", "half.json"):
+        assert said in text, said
+    low, high = tab.page.evaluate(
+        "document.querySelector('#success-figure .js-plotly-plot').data.find(t => t.name === 'aligned').customdata[0]"
+    )
+    # Wilson's interval of 70 of 100, from the quadratic that defines it
+    z = 1.959963985
+    ends = np.roots([1 + z * z / 100, -(2 * 0.7 + z * z / 100), 0.7**2])
+    assert (low, high) == pytest.approx((100 * ends.min(), 100 * ends.max()), abs=1e-3)
+
+    tab.choose("#compare-against", "aligned")
+    tab.page.wait_for_function("location.search.includes('against=aligned')")
+    tab.page.wait_for_function(
+        "document.getElementById('compare-reading').innerText.includes('base −40 points')"
+    )
+    tab.page.reload()  # the pinned baseline is in the address
+    tab.page.wait_for_selector("#suites-figure .js-plotly-plot .points")
+    assert "base −40 points" in tab.page.inner_text("#compare-reading")
+
+    tab.page.click("#results-export")
+    with tab.page.expect_download() as waiting:
+        tab.page.click("text=Numbers, JSON")
+    taken = json.loads(Path(waiting.value.path()).read_text())
+    cells = {(row["arm"], row["suite"]): row["success"] for row in taken["rows"]}
+    usual = {("base", "in-domain"): 0.3, ("aligned", "in-domain"): 0.7}
+    assert cells == {**usual, ("base", "lighting"): 0.1, ("aligned", "lighting"): 0.5}
+    tab.page.click("#scheme-toggle")
+    tab.page.wait_for_function(
+        "[...document.querySelectorAll('.js-plotly-plot')].every(g => g._fullLayout.paper_bgcolor === '#161e27')"
+    )
