@@ -1,10 +1,17 @@
-"""Does finetuning a few heads help, and does it matter which? Five target tasks, 20 demonstrations, paired rollouts.
+"""Does finetuning a few heads help, and does it matter which? Five target tasks, paired rollouts, every control.
 
-    python benchmarks/adaptation.py            run what is missing (resumable), write benchmarks/results/adaptation/
-    python benchmarks/adaptation.py --report   write the table into README.md and the figure into docs/
+    python benchmarks/adaptation.py                    every study, resumable; writes benchmarks/results/<study>/
+    python benchmarks/adaptation.py --study recipes    one of them
+    python benchmarks/adaptation.py --report           the table of README.md and the figure of docs/, from the results
 
-Arms: base (as shipped), aligned (the best heads by k-NN), random-k (as many random heads), lora (PEFT, LeRobot's
-default targets). All arms of a task share demonstrations, training draws and the rollouts' seeds.
+Studies, each on the axis on which the choice of heads might pay:
+
+adaptation   every recipe on 20 demonstrations, 12 heads
+few-heads    the choice when there are only 3 heads to spend
+few-demos    the choice, and LoRA, with 5 demonstrations
+forgetting   the policies of `adaptation` on the four pretraining tasks
+
+All arms of a task share demonstrations, training draws and the rollouts' seeds, so every difference is paired.
 """
 
 from __future__ import annotations
@@ -12,7 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,131 +29,185 @@ from interp.demos import Demonstrations
 from interp.knn import rank
 from interp.policies import load_policy
 from interp.runs import Run, read_json
+from steering.compare import Comparison, compare
+from steering.compare_figures import by_task
+from steering.compare_report import Table, markdown_table
 from steering.finetune import finetune
 from steering.headset import best_heads
 from steering.recipes import Recipe
-from steering.results import Result, load_result, save_result
-from steering.rollouts import evaluate
+from steering.results import IN_DOMAIN, result_path
+from steering.retain import retain
+from steering.suites import Subject, choose, run_suites
 from testbed.demos import record
 from testbed.tasks import TARGETS
 
-ARMS = ("base", "aligned", "random-k", "lora")
-EPISODES, HEADS, ROLLOUTS = 20, 12, 100
+ROLLOUTS = 100
+RETAINED = 0.5
+"""Weight of the finetuned policy in `retain`'s average with the base."""
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks/results/adaptation"
+RESULTS = ROOT / "benchmarks/results"
 
 
-def prepare(task: str, work: Path) -> tuple[Run, Demonstrations]:
-    demos_path = work / f"{task}-demonstrations"
-    if not demos_path.exists():
-        record(task, EPISODES, demos_path)
-    demos = Demonstrations.open(demos_path)
-    run = capture(load_policy("tiny-pi0"), demos, work / task, towers=("expert",), thumbnails=False)
+@dataclass(frozen=True)
+class Arm:
+    """A policy to make and to try. Arms of one recipe that differ in number have their own names."""
+
+    name: str
+    recipe: str
+    heads: int = 12
+    demos: int = 20
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    arms: tuple[Arm, ...]
+    suites: tuple[str, ...] = (IN_DOMAIN,)
+    rollouts: int = ROLLOUTS
+
+
+BASE = Arm("base", "base")
+RECIPES = (
+    "aligned",
+    "random-k",
+    "lora",
+    "all-heads",
+    "paper",
+    "full",
+    "retain",
+    "bottom-k",
+    "generic-k",
+    "ffn-only",
+)
+CHOICES = ("aligned", "random-k", "bottom-k")
+STUDIES: Mapping[str, Study] = {
+    "adaptation": Study((BASE, *(Arm(recipe, recipe) for recipe in RECIPES))),
+    "few-heads": Study((BASE, *(Arm(recipe, recipe, heads=3) for recipe in CHOICES))),
+    "few-demos": Study((BASE, *(Arm(recipe, recipe, demos=5) for recipe in (*CHOICES, "lora")))),
+    "forgetting": Study(
+        (
+            BASE,
+            *(
+                Arm(recipe, recipe)
+                for recipe in ("aligned", "random-k", "lora", "all-heads", "full", "retain")
+            ),
+        ),
+        ("forgetting",),
+        25,
+    ),
+}
+
+
+def prepare(task: str, demos: int, work: Path) -> tuple[Run, Demonstrations]:
+    """Demonstrations, and the k-NN scores of the expert's heads on them."""
+    path = work / f"{task}-{demos}-demonstrations"
+    if not path.exists():
+        record(task, demos, path)
+    opened = Demonstrations.open(path)
+    run = capture(
+        load_policy("tiny-pi0"), opened, work / f"{task}-{demos}", towers=("expert",), thumbnails=False
+    )
     if "knn" not in run.files("scores"):
         run.save_scores(rank(run))
-    return run, demos
+    return run, opened
 
 
-def evaluate_arm(run: Run, demos: Demonstrations, task: str, arm: str, seed: int) -> Result:
-    """One arm on one task, from what is on disk where it is."""
-    path = run.path / "results" / f"{arm}.json"
-    if path.exists():
-        return load_result(path)
-    if arm == "base":
-        result = Result.of(evaluate("tiny-pi0", task, ROLLOUTS), name=arm, arm=arm)
-    else:
-        heads = best_heads(run.read_scores("knn"), HEADS, "expert")
-        job = run.path / "jobs" / arm
-        done = finetune(load_policy("tiny-pi0"), demos, Recipe.named(arm), job, heads=heads, seed=seed)
-        rollouts = evaluate(job / "policy", task, ROLLOUTS)
-        result = Result.of(rollouts, name=arm, arm=arm, training=done.summary)
-        result = result.against(load_result(run.path / "results/base.json"))
-    save_result(path, result)
-    return result
+def subject(task: str, arm: Arm, work: Path, seed: int) -> Subject:
+    """The arm's policy, trained unless it is there."""
+    if arm.recipe == "base":
+        return Subject("tiny-pi0", "base", "base")
+    run, demos = prepare(task, arm.demos, work)
+    job = run.path / "jobs" / f"{'aligned' if arm.recipe == 'retain' else arm.recipe}-{arm.heads}"
+    recipe = "aligned" if arm.recipe == "retain" else arm.recipe
+    if not (job / "summary.json").is_file():
+        scores = run.read_scores("knn")
+        others = [prepare(other, arm.demos, work)[0].read_scores("knn") for other in TARGETS if other != task]
+        finetune(
+            load_policy("tiny-pi0"),
+            demos,
+            Recipe.named(recipe, **arm.settings),
+            job,
+            heads=best_heads(scores, arm.heads, "expert"),
+            scores=scores,
+            others=others if recipe == "generic-k" else (),
+            seed=seed,
+        )
+    if arm.recipe == "retain":
+        (job,) = retain(job, [RETAINED])
+    return Subject(job / "policy", arm.name, arm.recipe, read_json(job / "summary.json"))
 
 
-def results() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(task, arm, result) of everything committed."""
-    for task in TARGETS:
-        for arm in ARMS:
-            path = RESULTS / task / f"{arm}.json"
-            if path.is_file():
-                yield task, arm, read_json(path)
+def evaluate(name: str, task: str, arm: Arm, work: Path, seed: int, workers: int) -> None:
+    """One arm on one task: train, roll out, keep the results."""
+    study = STUDIES[name]
+    directory = work / "results" / name / task
+    target = RESULTS / name / task
+    suites = choose(study.suites)
+    wanted = [result_path(target, arm.name, suite.name) for suite in suites]
+    if all(path.is_file() for path in wanted):
+        return
+    against = None if arm == BASE else "base"
+    for result, path, _ in run_suites(
+        subject(task, arm, work, seed),
+        task,
+        suites,
+        study.rollouts,
+        directory=directory,
+        against=against,
+        workers=workers,
+    ):
+        assert path is not None
+        rate = result.success_rate
+        line = {"study": name, "task": task, "arm": arm.name, "suite": result.suite, "success": rate.value}
+        print(json.dumps({**line, "low": rate.low, "high": rate.high}), flush=True)
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target / path.name)
+
+
+# ---- what the README shows
+
+
+def comparison(study: str = "adaptation") -> Comparison:
+    return compare(sorted((RESULTS / study).glob("*/*.json")))
+
+
+def results() -> Iterator[Path]:
+    """Every committed result file."""
+    yield from sorted(RESULTS.glob("*/*/*.json"))
 
 
 def table() -> str:
-    """The success table in Markdown; every number comes from the result files."""
-    cells: dict[str, dict[str, str]] = {}
-    parameters: dict[str, set[int]] = {arm: set() for arm in ARMS}
-    counts: set[int] = set()
-    for task, arm, result in results():
-        low, high = result["wilson"]
-        text = f"{result['success_rate']:.0%} ({low:.0%} to {high:.0%})"
-        if result["paired"]:
-            p = result["paired"]
-            text += f", {100 * p['difference']:+.0f} [{100 * p['low']:+.0f}, {100 * p['high']:+.0f}]"
-        cells.setdefault(task, {})[arm] = text
-        parameters[arm].add(sum(result["trainable_parameters"].values()))
-        counts.add(result["n"])
-    lines = [f"| task | {' | '.join(ARMS)} |", "|---" * (len(ARMS) + 1) + "|"]
-    lines += [f"| {task} | {' | '.join(row.get(arm, '') for arm in ARMS)} |" for task, row in cells.items()]
-    trained = [" / ".join(f"{n:,}" for n in sorted(parameters[arm])) for arm in ARMS]
-    lines.append(f"| trained parameters | {' | '.join(trained)} |")
-    n = " / ".join(map(str, sorted(counts)))
-    lines += [
-        "",
-        f"Success (95 % Wilson interval), difference to base in points [95 % paired bootstrap]; n = {n} a cell.",
-    ]
-    return "\n".join(lines)
-
-
-def figure() -> Any:
-    """Success by task and arm with Wilson intervals."""
-    import plotly.graph_objects as go
-
-    colours = {"base": "#8a8f98", "aligned": "#0072b2", "random-k": "#e69f00", "lora": "#009e73"}
-    symbols = {"base": "circle-open", "aligned": "circle", "random-k": "diamond", "lora": "square"}
-    drawn = go.Figure()
-    for place, arm in enumerate(ARMS):
-        rows = [(task, r) for task, a, r in results() if a == arm]
-        shift = (place - (len(ARMS) - 1) / 2) * 0.18
-        rates = [100 * r["success_rate"] for _, r in rows]
-        drawn.add_scatter(
-            x=[TARGETS.index(task) + shift for task, _ in rows],
-            y=rates,
-            error_y={
-                "array": [100 * r["wilson"][1] - y for (_, r), y in zip(rows, rates, strict=True)],
-                "arrayminus": [y - 100 * r["wilson"][0] for (_, r), y in zip(rows, rates, strict=True)],
-                "thickness": 1.6,
-                "width": 4,
-            },
-            mode="markers",
-            marker={"size": 11, "color": colours[arm], "symbol": symbols[arm]},
-            name=arm,
-        )
-    n = sorted({r["n"] for *_, r in results()})
-    drawn.update_layout(
-        template="plotly_white",
-        width=980,
-        height=420,
-        margin={"l": 60, "r": 20, "t": 56, "b": 50},
-        title={
-            "text": f"Closed-loop success, 95 % Wilson intervals, n = {n[0] if n else 0} paired rollouts a point"
-        },
-        font={"size": 14},
-        xaxis={
-            "tickvals": list(range(len(TARGETS))),
-            "ticktext": list(TARGETS),
-            "range": [-0.5, len(TARGETS) - 0.5],
-        },
-        yaxis={"title": {"text": "success (%)"}, "range": [0, 102], "zeroline": False},
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
+    """Success by arm and task, in Markdown; every number comes from the result files."""
+    found = comparison()
+    tasks = [task for task in TARGETS if task in found.tasks]
+    rows = []
+    for arm in found.arms:
+        cells = []
+        for task in tasks:
+            cell = found.cell(arm.arm, task)
+            cells.append("" if cell is None else f"{100 * cell.success.value:.0f}")
+            if cell and cell.difference:
+                d = cell.difference
+                sign = "" if d.low <= 0 <= d.high else " **+**" if d.low > 0 else " **−**"
+                cells[-1] += f" ({100 * d.value:+.0f}){sign}"
+        mean = arm.success
+        shown = "" if mean is None or arm.tasks < len(tasks) else f"{100 * mean.success.value:.0f}"
+        if shown and mean and mean.difference:
+            d = mean.difference
+            shown += f" ({100 * d.value:+.0f} [{100 * d.low:+.0f}, {100 * d.high:+.0f}])"
+        rows.append((arm.arm, *cells, shown, f"{max(arm.trained):,}"))
+    n = sorted({cell.n for cell in found.cells})
+    note = (
+        "Success in percent (difference to base in points; **+** or **−**: its 95 % paired bootstrap interval "
+        f"excludes zero), n = {' / '.join(map(str, n))} rollouts a cell; in the mean, the interval."
     )
-    return drawn
+    return markdown_table(Table("Tasks", ("arm", *tasks, "mean", "trained parameters"), tuple(rows), note))
 
 
 def report() -> None:
     """Put the table between README's markers and draw the figure with the machine's Chromium."""
+    import plotly.graph_objects as go
+
     readme = ROOT / "README.md"
     start, end = "<!-- adaptation -->", "<!-- /adaptation -->"
     text = readme.read_text()
@@ -153,7 +215,7 @@ def report() -> None:
     _, _, tail = rest.partition(end)
     readme.write_text(f"{head}{start}\n{table()}\n{end}{tail}")
     (ROOT / "docs").mkdir(exist_ok=True)
-    figure().write_image(ROOT / "docs/adaptation.svg")
+    go.Figure(by_task(comparison())).write_image(ROOT / "docs/adaptation.svg", width=980)
 
 
 def main() -> None:
@@ -163,22 +225,21 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/adaptation"), help="runs, demonstrations, weights"
     )
+    parser.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES))
     parser.add_argument("--tasks", nargs="+", default=list(TARGETS))
+    parser.add_argument("--arms", nargs="+", help="only these")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.report:
+    a = parser.parse_args()
+    if a.report:
         report()
         return
-    for task in arguments.tasks:
-        run, demos = prepare(task, arguments.work)
-        for arm in ARMS:
-            result = evaluate_arm(run, demos, task, arm, arguments.seed)
-            rate = result.success_rate
-            line = {"task": task, "arm": arm, "success": rate.value, "low": rate.low, "high": rate.high}
-            print(json.dumps(line), flush=True)
-            (RESULTS / task).mkdir(parents=True, exist_ok=True)
-            shutil.copy(run.path / "results" / f"{arm}.json", RESULTS / task / f"{arm}.json")
+    for name in a.study:
+        for arm in STUDIES[name].arms:
+            for task in a.tasks:
+                if a.arms is None or arm.name in a.arms or arm == BASE:
+                    evaluate(name, task, arm, a.work, a.seed, a.workers)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def test_the_loop_from_demonstrations_to_checkpoint(loop):
     tuned = path / "jobs/aligned/policy"
     ok("evaluate", "--run", path, "--policy", tuned, "--task", "press", "--n", 2, "--against", "base")
     ok("export", "--run", path)
+    ok("export", "--run", path, "--format", "peft")
+    assert "aligned" in ok("compare", path)
     base, result = (json.loads((path / f"results/{name}.json").read_text()) for name in ("base", "aligned"))
     assert [e["seed"] for e in base["episodes"]] == [e["seed"] for e in result["episodes"]]
     assert result["paired"]["against"] == "base"
@@ -77,7 +79,9 @@ def test_the_loop_from_demonstrations_to_checkpoint(loop):
 
 
 def test_every_verb_explains_itself():
-    for verb in ("demo", "record", "capture", "rank", "select", "finetune", "evaluate", "export", "app"):
+    verbs = {function.__name__ for function, _ in robosteer.VERBS}
+    assert verbs >= {"capture", "rank", "factors", "attribute", "patch", "explain", "compare", "serve", "app"}
+    for verb in verbs:
         assert "usage: robosteer" in ok(verb, "--help")
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,9 @@ if __name__ == "__main__":
     parent = subprocess.Popen(
         [sys.executable, str(script)],
         start_new_session=True,
+        preexec_fn=partial(
+            signal.signal, signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where tests run in the background
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TOY_STARTED": str(started)},
         stderr=subprocess.PIPE,
         text=True,
