@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from interp.ablation import AblationSettings, ablate
 from interp.capture import capture
 from interp.demos import Demonstrations
 from interp.knn import rank
@@ -56,6 +57,8 @@ class Arm:
     recipe: str
     heads: int = 12
     demos: int = 20
+    by: str = "knn"
+    """Scores that choose the heads: `knn`, or `ablation-mean` (causal: how much the action moves without the head)."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -82,7 +85,13 @@ RECIPES = (
 CHOICES = ("aligned", "random-k", "bottom-k")
 STUDIES: Mapping[str, Study] = {
     "adaptation": Study((BASE, *(Arm(recipe, recipe) for recipe in RECIPES))),
-    "few-heads": Study((BASE, *(Arm(recipe, recipe, heads=3) for recipe in CHOICES))),
+    "few-heads": Study(
+        (
+            BASE,
+            *(Arm(recipe, recipe, heads=3) for recipe in CHOICES),
+            Arm("aligned-causal", "aligned", heads=3, by="ablation-mean"),
+        )
+    ),
     "few-demos": Study((BASE, *(Arm(recipe, recipe, demos=5) for recipe in (*CHOICES, "lora")))),
     "forgetting": Study(
         (
@@ -98,8 +107,8 @@ STUDIES: Mapping[str, Study] = {
 }
 
 
-def prepare(task: str, demos: int, work: Path) -> tuple[Run, Demonstrations]:
-    """Demonstrations, and the k-NN scores of the expert's heads on them."""
+def prepare(task: str, demos: int, work: Path, by: str = "knn") -> tuple[Run, Demonstrations]:
+    """Demonstrations, and scores of the expert's heads on them."""
     path = work / f"{task}-{demos}-demonstrations"
     if not path.exists():
         record(task, demos, path)
@@ -107,8 +116,11 @@ def prepare(task: str, demos: int, work: Path) -> tuple[Run, Demonstrations]:
     run = capture(
         load_policy("tiny-pi0"), opened, work / f"{task}-{demos}", towers=("expert",), thumbnails=False
     )
-    if "knn" not in run.files("scores"):
-        run.save_scores(rank(run))
+    if by not in run.files("scores"):
+        scores = (
+            rank(run) if by == "knn" else ablate(load_policy("tiny-pi0"), opened, AblationSettings("mean"))
+        )
+        run.save_scores(scores, by)
     return run, opened
 
 
@@ -116,11 +128,11 @@ def subject(task: str, arm: Arm, work: Path, seed: int) -> Subject:
     """The arm's policy, trained unless it is there."""
     if arm.recipe == "base":
         return Subject("tiny-pi0", "base", "base")
-    run, demos = prepare(task, arm.demos, work)
-    job = run.path / "jobs" / f"{'aligned' if arm.recipe == 'retain' else arm.recipe}-{arm.heads}"
+    run, demos = prepare(task, arm.demos, work, arm.by)
+    job = run.path / "jobs" / f"{'aligned' if arm.recipe == 'retain' else arm.name}-{arm.heads}"
     recipe = "aligned" if arm.recipe == "retain" else arm.recipe
     if not (job / "summary.json").is_file():
-        scores = run.read_scores("knn")
+        scores = run.read_scores(arm.by)
         others = [prepare(other, arm.demos, work)[0].read_scores("knn") for other in TARGETS if other != task]
         finetune(
             load_policy("tiny-pi0"),
