@@ -74,7 +74,7 @@ def main() -> None:
             "atp": measured_atp(case, arguments.towers, arguments.repeats),
         }
         show(name, found["policies"][name])
-    write_json(RESULT, found)
+        write_json(RESULT, found)  # the larger policies take long
     print(RESULT.relative_to(ROOT))
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_the_table_is_written_from_the_result_files():
     assert spec is not None
     assert spec.loader is not None
     adaptation = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = adaptation  # where its dataclasses look up their annotations
     spec.loader.exec_module(adaptation)
     if not list(adaptation.results()):
         pytest.fail("benchmarks/results/adaptation is empty: run benchmarks/adaptation.py")

@@ -1,6 +1,7 @@
 """Promises of the server to robots: openpi-client connects unchanged, samples are the policy's own, and no client
 can do harm to another."""
 
+import asyncio
 import re
 import signal
 import subprocess
@@ -208,15 +209,14 @@ def test_web_pages_cannot_connect(port: int) -> None:
 
 
 def test_settings_that_cannot_work_are_named(policy: Policy, port: int) -> None:
-    import asyncio
-
     for settings, message in (
         (Settings(port=port), f"cannot listen on 127.0.0.1:{port}: .*choose another --port"),
         (Settings(host="no.such.host.invalid", port=0), "cannot listen on no.such.host.invalid"),
     ):
         server = PolicyServer(LivePolicy(policy), Reader("testbed", policy.spec), settings)
-        with pytest.raises(UsageError, match=message):
-            asyncio.run(server.run())
+        # In a thread: where browser tests ran before, Playwright's event loop still owns this one.
+        with pytest.raises(UsageError, match=message), ThreadPoolExecutor(1) as alone:
+            alone.submit(asyncio.run, server.run()).result()
     for wrong in ({"port": 70_000}, {"frame_mb": 0}, {"seed": -1}):
         with pytest.raises(UsageError):
             Settings(**wrong)  # type: ignore[arg-type]
