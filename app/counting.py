@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies import policy_directory
-from interp.policies.pi0 import PI0Policy
-from interp.policies.spec import PolicySpec
 from interp.runs import Run
 from interp.scores import HeadScores
 from steering.headset import HeadSet
 from steering.recipes import Recipe, adapt
+
+if TYPE_CHECKING:
+    from app.skeleton import Skeleton
 
 _ADAPTING = threading.Lock()  # adapting changes the network in place, and taking it off changes it back
 
@@ -70,23 +70,6 @@ def head_set(run: Run, chosen: Sequence[str]) -> HeadSet | None:
     return heads
 
 
-class Skeleton(PI0Policy):
-    """A PI0 that knows its shapes and can neither see nor act."""
-
-    def __init__(self, directory: Path, spec: PolicySpec, fingerprint: str) -> None:
-        from transformers import AutoConfig, PI0ForConditionalGeneration
-
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        if config.model_type != "pi0":
-            raise UsageError(
-                f"the parameters of a {config.model_type} policy are counted when its job begins"
-            )
-        with torch.device("meta"):
-            module = PI0ForConditionalGeneration(config)
-        self.module = module.eval().requires_grad_(False)
-        self.spec, self.fingerprint, self.source = spec, fingerprint, str(directory)
-
-
 def _skeleton(directory: Path, run: Run) -> Skeleton:
     if not (directory / "config.json").is_file():
         raise UsageError(f"the run's policy {directory} is not here: its parameters cannot be counted")
@@ -95,4 +78,6 @@ def _skeleton(directory: Path, run: Run) -> Skeleton:
 
 @lru_cache(maxsize=4)
 def _built(directory: Path, run: Path, fingerprint: str) -> Skeleton:
+    from app.skeleton import Skeleton  # transformers takes seconds to import; only counting needs it
+
     return Skeleton(directory, Run.open(run).spec, fingerprint)

@@ -102,9 +102,7 @@ def standing(found: Sequence[Standing], name: str, scheme: str) -> Figure:
         rows,
         [[["data", 0, "line", "color"], "line"], [["data", 1, "marker", "color"], "arms.1"]],
         annotations=notes,
-        **_bars(
-            [s.column.file for s in found], "better than % of the others; rank right"
-        ),
+        **_bars([s.column.file for s in found], "better than % of the others; rank right"),
     )
     layout["xaxis"]["range"] = [-3, 105]
     layout["margin"]["r"] = 34

@@ -194,19 +194,18 @@ class Neighbour:
 
 
 def neighbours(library: Library, run: Run, head: Head, most: int = 12) -> list[Neighbour]:
-    """Runs whose policy has this head; the same policy first. A run that cannot be read has nothing to say."""
+    """Runs whose policy has this head: of the same policy and data first, the newest of them at the top. A run that
+    cannot be read has nothing to say."""
     ours = {(c.scores.method, c.scores.factor) for c in columns(scores_of(run)[0])}
+    runs = [(e.name, e.run) for e in library.entries() if e.run is not None and e.run.path != run.path]
     out = []
-    for entry in library.entries():
-        other = entry.run
-        if other is None or other.path == run.path:
-            continue
+    for name, other in sorted(runs, key=lambda named: str(named[1].info.get("created", "")), reverse=True):
         for standing in standings(head, columns(scores_of(other)[0])):
             one = standing.column.scores
             if (one.method, one.factor) in ours:
                 same = other.policy == run.policy, other.data == run.data
-                out.append(Neighbour(entry.name, *same, standing))
-    return sorted(out, key=lambda n: (not n.same_policy, n.run, n.standing.column.at))[:most]
+                out.append(Neighbour(name, *same, standing))
+    return sorted(out, key=lambda n: (not n.same_policy, not n.same_data))[:most]
 
 
 def _ranks(scores: HeadScores, tower: str) -> dict[Head, int]:

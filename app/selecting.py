@@ -431,7 +431,6 @@ def _connect_browser(app: Dash) -> None:
 
     browser(
         "mirror",
-        Output("count", "children"), Output("chosen", "children"), Output("chosen", "className"),
         Output("clear", "disabled"), Output("undo", "disabled"), Output("redo", "disabled"),
         Output("save", "disabled"), Output("take", "disabled"), Input("selection", "data"),
     )  # fmt: skip

@@ -3,7 +3,6 @@
 Stores, all in memory of the tab:
 
 selection  {run, heads, past, future, last, turn}: the one truth about what is chosen (assets/selection.js)
-action     rings when a person has done something to the selection
 view       what is looked at: {method, tower, factor, episode, ...}, every key of the URL that is nobody else's
 named      {run, heads, name}: the saved set that the URL names in place of a long selection
 scheme     light or dark, as it is now
@@ -43,7 +42,6 @@ def layout(library: Library, pages: Sequence[Page]) -> Component:
                 dcc.Store(id="runs", data=runs),
                 dcc.Store(id="themes", data=theme.client()),
                 dcc.Store(id="selection"),
-                dcc.Store(id="action"),
                 dcc.Store(id="view"),
                 dcc.Store(id="scheme"),
                 dcc.Store(id="notices"),
@@ -98,9 +96,9 @@ def connect(app: Dash, library: Library, pages: Sequence[Page]) -> None:
         Output("scheme", "data"), Output("named", "data"), Input("url", "href"), State("runs", "data"),
     )  # fmt: skip
     browser(
-        "reduce",
+        "arrive",
         Output("selection", "data", allow_duplicate=True),
-        Input("action", "data"), Input("run", "value"), State("selection", "data"), State("runs", "data"),
+        Input("run", "value"), State("selection", "data"), State("runs", "data"),
         prevent_initial_call=True,
     )  # fmt: skip
     browser(

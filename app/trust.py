@@ -79,6 +79,12 @@ def check_frame(exact: HeadScores, rough: HeadScores, tower: str) -> Frame:
     return Frame(_box(x, y), SQUARE)
 
 
+def best_of(found: Mapping[str, HeadScores], tower: str) -> int | None:
+    """Among how many best heads the scores count a head; None if they differ (interp/stability.py, `n`)."""
+    sizes = {one.settings.get("n", {}).get(tower) for one in found.values()}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
 def stable(found: Mapping[str, HeadScores], tower: str, scheme: str) -> Figure:
     """How often a head is among the best k when demonstrations are resampled, best first; a curve a method.
 
@@ -108,11 +114,10 @@ def stable(found: Mapping[str, HeadScores], tower: str, scheme: str) -> Figure:
             {"method": judged(one), "file": file, "head": str(h), "frequency": number(one.score(h))}
             for h in heads
         ]
-    sizes = {one.settings.get("k") for one in found.values()}
-    k = sizes.pop() if len(sizes) == 1 else None
+    k = best_of(found, tower)
     longest = max((len(one.ranked(tower)) for one in found.values()), default=0)
     shapes: list[dict[str, Any]] = []
-    if isinstance(k, int) and longest:
+    if k and longest:
         line = {"width": 1, "dash": "4px,3px", "color": colours.arms[0]}
         shapes = [
             {

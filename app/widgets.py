@@ -161,7 +161,7 @@ def colour_bar(view: View, panel: Panel) -> html.Div:
     for value in ticks(low, high):
         at = 100 * (value - low) / (high - low)
         edge = " first" if at < 4 else " last" if at > 96 else ""
-        marks.append(html.Span(f"{value:g}", style={"left": f"{at:.2f}%"}, className=edge.strip()))
+        marks.append(html.Span(f"{value + 0.0:g}", style={"left": f"{at:.2f}%"}, className=edge.strip()))
     arrow = "← better" if better == "left" else "better →"
     if view.scale == "rank":
         measured, which = "rank within the map", "1 is best"

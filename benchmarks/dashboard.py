@@ -6,8 +6,8 @@ headless Chromium without a GPU, on this machine, server and browser sharing its
 first_paint     from the request for a page, with an empty cache, to the first picture that holds the page's content
                 (Largest Contentful Paint would wait for fonts): milliseconds, one number a fresh browser profile
 maps            from the same request until every map is drawn
-select          from a click on a cell until counter, list, every map, ranked scores and table show it, and the browser
-                has painted: p50 and p95 over `--clicks` clicks
+select          from letting go of the button on a cell until counter, list, every map, ranked scores and table show it,
+                and the browser has painted: p50 and p95 over `--clicks` clicks; the table then scrolls to the row
 select_round_trip   the same with 80 ms added to every request: the selection must not ask the server
 
 `PARTS` holds further measurements by name; each gets the open page's context and returns numbers.
@@ -55,7 +55,7 @@ SHOWN = """([x, y, n]) => new Promise((done) => {
             && dots(document.querySelector('#ranked-plot .rs-outline')) === n
             && api.getSelectedNodes().length === n;
     };
-    window.addEventListener('pointerdown', () => {
+    window.addEventListener('pointerup', () => {
         const started = performance.now();
         const look = () => {
             if (!shown()) return requestAnimationFrame(look);
@@ -154,7 +154,7 @@ CONTENT = """(() => {
 
 
 def select(page: Page, clicks: int, seed: int = 0) -> dict[str, float]:
-    """Clicks on cells of the first map, all different; milliseconds from press to painted."""
+    """Clicks on cells of the first map, all different; milliseconds from release to painted."""
     heads = np.random.default_rng(seed).permutation(LAYERS * HEADS)[:clicks].tolist()
     took = []
     for n, at in enumerate(heads, start=1):

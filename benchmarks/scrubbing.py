@@ -29,10 +29,11 @@ from playwright.sync_api import CDPSession, Page, sync_playwright
 from tqdm import tqdm
 
 from app.server import create_app, listen
-from interp.footage import Writer, place
+from interp.filming import Writer
+from interp.footage import Camera, place
 from interp.policies.spec import PolicySpec, TokenSpan, TowerSpec
 from interp.runs import Run, Signals, write_json
-from interp.watching import Camera, Seen
+from interp.watching import Seen
 
 LAYERS, HEADS, GRID, CAMERAS, SIZE = 32, 32, 16, ("front", "wrist"), 224
 LATENCY, LINE = 80, 20e6 / 8  # milliseconds, bytes a second

@@ -22,7 +22,7 @@ from PIL import Image
 
 from interp.demos import Demonstrations
 from interp.explain import Effect, Explanation, HeadPart, Look
-from interp.watching import Camera
+from interp.footage import Camera
 
 Picture = UInt8[np.ndarray, "height width 3"]
 

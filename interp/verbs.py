@@ -32,7 +32,8 @@ def capture(a: Namespace) -> None:
     )
     print(f"{run.path}: {len(demos)} frames, towers {', '.join(t for t in TOWERS if run.tokens(t))}")
     if a.footage:
-        from interp.footage import EDITS, footage
+        from interp.filming import footage
+        from interp.footage import EDITS
 
         for edit in (None, *(EDITS if a.footage == "twins" else ())):
             footage(policy, demos, run, edit=edit)

@@ -1,7 +1,7 @@
 """Watching: one pass of the policy over a few frames that sees what every head attends to and writes.
 
 Attention patterns, token spans, words and direct contributions come from the same forward pass, so that what
-footage.py keeps of a frame belongs together. Axes: those of protocol.py and mass.py; `word` is a word of the
+filming.py keeps of a frame belongs together. Axes: those of protocol.py and mass.py; `word` is a word of the
 instruction, `row` and `column` place a patch in its camera's grid.
 """
 
@@ -18,20 +18,13 @@ from torch import Tensor
 
 from interp.attribution import direct
 from interp.errors import UsageError
+from interp.footage import Camera
 from interp.mass import bars, parts_of
 from interp.policies.protocol import Batch, Observation, Policy
 from interp.sites import Tap, site_name, tapped
 
 QUERIES = {"vlm": "language", "expert": "action"}
 """The token span from which a tower's attention is watched; the same as in mass.py."""
-
-
-@dataclass(frozen=True)
-class Camera:
-    """How a camera's patch grid lies over its picture: `letterbox` is where the picture is inside the square."""
-
-    grid: tuple[int, int]
-    letterbox: Mapping[str, int]
 
 
 @dataclass(frozen=True)

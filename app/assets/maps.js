@@ -129,9 +129,17 @@
 
   /* ---- gestures: heard from Plotly itself; through Dash's properties, two quick clicks would be one ---- */
 
-  const clicked = (frame, points) => {
+  /* The cell under the pointer; what Plotly hovers over may be 50 ms old, another cell for a quick hand. */
+  const cellUnder = (plot, e) => {
+    const { xaxis, yaxis, _size } = plot._fullLayout, box = plot.getBoundingClientRect();
+    const x = Math.round(xaxis.p2d(e.clientX - box.left - _size.l)), y = Math.round(yaxis.p2d(e.clientY - box.top - _size.t));
+    const row = plot.data[TRACE.cells].z[y];
+    return row && typeof row[x] === 'number' ? { x, y } : null;
+  };
+
+  const clicked = (frame, plot, points, e) => {
     const { tower } = frame.dataset;
-    const cell = points.find((p) => p.curveNumber === TRACE.cells && typeof p.z === 'number');
+    const cell = tower && e && cellUnder(plot, e);
     const named = points.map((p) => headOf(p.customdata)).find((id) => typeof id === 'string' && rs.parseHead(id));
     const head = tower ? cell && rs.headId(tower, cell.y, cell.x) : named;
     if (head) rs.dispatch({ type: 'toggle', heads: [head] });
@@ -154,9 +162,9 @@
 
   document.addEventListener('pointerover', (e) => {
     const frame = e.target.closest && e.target.closest('.rs-map, .rs-points'), plot = plotIn(frame);
-    if (!plot || !plot.on || plot.rsHeard) return;
-    plot.rsHeard = true;
-    plot.on('plotly_click', (data) => clicked(frame, data.points));
+    if (!plot || !plot.on || plot.rsHeard === plot._ev) return;
+    plot.rsHeard = plot._ev; // a figure that Plotly makes anew in the same place hears nobody
+    plot.on('plotly_click', (data) => clicked(frame, plot, data.points, data.event));
     plot.on('plotly_selected', (area) => circled(frame, plot, area));
   }, true);
 

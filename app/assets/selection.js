@@ -5,6 +5,9 @@
  * shows heads reads the store.  A page that is added later needs `robosteer.dispatch` and the store, nothing else.
  * No step of this asks the server.
  *
+ * What shows every head (figures, tables, the bar) is painted in the event that changed the selection; the store follows
+ * after that paint, for whatever else hears it.  Dash takes a tenth of a second from one store to the next.
+ *
  * A head is written expert.L7H3, here and in the URL; expert.7.3 is understood when read.
  */
 (function (rs) {
@@ -89,16 +92,43 @@
     return { ...state, heads, past, future, last, turn: state.turn + 1 };
   };
 
-  /* Actions wait in line until the reducer comes: two quick clicks may reach it at once, and none may be lost. */
+  /* The state that was reached last, which the store will hold in a moment; actions before the first state wait. */
+  let latest = null, shown = null, due = false;
   const waiting = [];
-  let sent = 0;
+
   rs.dispatch = (action) => {
-    waiting.push(action);
-    dash_clientside.set_props('action', { data: ++sent });
+    if (!latest) return void waiting.push(action);
+    latest = rs.next(latest, action);
+    show();
+    publish();
+  };
+
+  const show = () => {
+    if (shown === latest) return;
+    shown = latest;
+    tell(latest.heads);
+    rs.show(latest.heads, latest.last);
+  };
+
+  /* After the next paint; two quick clicks are one writing. */
+  const publish = () => {
+    if (due) return;
+    due = true;
+    requestAnimationFrame(() => setTimeout(() => {
+      due = false;
+      dash_clientside.set_props('selection', { data: latest });
+    }, 0));
+  };
+
+  const tell = (heads) => {
+    const n = heads.length, count = document.getElementById('count'), chosen = document.getElementById('chosen');
+    if (!count) return;
+    count.textContent = n === 1 ? '1 head selected' : `${n} heads selected`;
+    chosen.textContent = n ? heads.join('  ') : 'Click a cell, draw a box, tick rows, or take the best.';
+    chosen.classList.toggle('none', n === 0);
   };
 
   const nothing = () => dash_clientside.no_update;
-  let latest = null; // what the store will hold as soon as Dash has written it
 
   /* ---- the bar that shows it on every page (app/selecting.py) ---- */
 
@@ -106,30 +136,28 @@
   let pause = null;
 
   Object.assign(window.dash_clientside.robosteer, {
-    reduce(_, run, stored, runs) {
-      if (!stored) return nothing();
-      let state = latest && latest.run === stored.run && latest.turn > stored.turn ? latest : stored;
-      if (state.run !== run) {
+    /* Another run, or the first state: what still means something there is kept. */
+    arrive(run, stored, runs) {
+      if (!latest) latest = stored;
+      if (!latest) return nothing();
+      if (latest.run !== run) {
         // the same policy has the same heads; another policy's heads of that name mean something else
-        const kept = runs[run] && runs[state.run] && runs[run].policy === runs[state.run].policy;
-        state = { run, heads: kept ? state.heads : [], past: [], future: [], last: null, turn: state.turn + 1 };
-      } else if (!waiting.length) return nothing();
-      while (waiting.length) state = rs.next(state, waiting.shift());
-      return (latest = state);
+        const kept = runs[run] && runs[latest.run] && runs[run].policy === runs[latest.run].policy;
+        latest = { run, heads: kept ? latest.heads : [], past: [], future: [], last: null, turn: latest.turn + 1 };
+      }
+      while (waiting.length) latest = rs.next(latest, waiting.shift());
+      show();
+      return latest === stored ? nothing() : latest;
     },
 
-    /* Counter, list and buttons of the bar; figures and tables are painted at the same time (maps.js, table.js). */
+    /* What hears the store: the bar's buttons, and long sets, which are saved to be carried by name. */
     mirror(state) {
-      const heads = state ? state.heads : [], n = heads.length;
-      rs.show(heads, state && state.last);
+      if (!latest && state) latest = state;
+      if (latest) show();
+      const n = state ? state.heads.length : 0;
       clearTimeout(pause);
-      if (n > LONG) pause = setTimeout(() => dash_clientside.set_props('long', { data: { run: state.run, heads } }), 700);
-      return [
-        n === 1 ? '1 head selected' : `${n} heads selected`,
-        n ? heads.join('  ') : 'Click a cell, draw a box, tick rows, or take the best.',
-        n ? 'rs-chips' : 'rs-chips none',
-        n === 0, !(state && state.past.length), !(state && state.future.length), n === 0, n === 0, // clear, undo, redo, save, download
-      ];
+      if (n > LONG) pause = setTimeout(() => dash_clientside.set_props('long', { data: { run: state.run, heads: state.heads } }), 700);
+      return [n === 0, !(state && state.past.length), !(state && state.future.length), n === 0, n === 0]; // clear, undo, redo, save, download
     },
 
     /* A set that the server has worked out: the best k, a saved set, two sets combined, an uploaded file. */

@@ -6,7 +6,7 @@
  */
 (function (rs) {
   const BY_CODE = new Set(['api', 'apiSelectAll', 'apiSelectAllFiltered', 'rowDataChanged', 'gridInitializing']);
-  const grids = new Map(); // id of a grid on the page -> its api
+  const grids = new Map(), met = new WeakSet(); // id of a grid on the page -> its api; apis that were seen
 
   const mirror = (api, heads, last) => {
     const wanted = new Set(heads), on = [], off = [];
@@ -15,8 +15,26 @@
     });
     if (off.length) api.setNodesSelected({ nodes: off, newValue: false, source: 'api' });
     if (on.length) api.setNodesSelected({ nodes: on, newValue: true, source: 'api' });
-    const node = last && api.getRowNode(last);
-    if (node && node.displayed) api.ensureNodeVisible(node, null);
+    if (last) reveal(api, last);
+  };
+
+  /* The table scrolls to a head that was chosen elsewhere, once the choice is painted: new rows take longer than all else. */
+  let scroll = null;
+  const reveal = (api, id) => {
+    clearTimeout(scroll);
+    scroll = setTimeout(() => {
+      const node = !api.isDestroyed() && rs.chosen().includes(id) && api.getRowNode(id);
+      if (node && node.displayed) api.ensureNodeVisible(node, null);
+    }, 120);
+  };
+
+  /* Dash's own listener has no api until the grid is drawn a second time, and fails on a selection before that. */
+  const welcome = (id, api) => {
+    if (api.isDestroyed()) return;
+    grids.set(id, api);
+    // while the grid is being set up its own code takes back what others have selected
+    api.addEventListener('selectionChanged', (e) => BY_CODE.has(e.source) && setTimeout(() => api.isDestroyed() || mirror(api, rs.chosen(), null), 0));
+    mirror(api, rs.chosen(), null);
   };
 
   /* A grid that has just been made shows the selection too; its own first events come before anybody can listen. */
@@ -24,11 +42,9 @@
     document.querySelectorAll('.rs-head-grid[id]').forEach(({ id }) => {
       let api = null;
       try { api = dash_ag_grid.getApi(id); } catch { return; } // not there yet
-      if (!api || grids.get(id) === api || !api.getDisplayedRowCount()) return; // known, or still without rows
-      grids.set(id, api);
-      // while the grid is being set up its own code takes back what others have selected
-      api.addEventListener('selectionChanged', (e) => BY_CODE.has(e.source) && setTimeout(() => api.isDestroyed() || mirror(api, rs.chosen(), null), 0));
-      mirror(api, rs.chosen(), null);
+      if (!api || met.has(api) || !api.getDisplayedRowCount()) return; // known, or still without rows
+      met.add(api);
+      setTimeout(() => welcome(id, api), 100);
     });
   };
 
@@ -40,7 +56,7 @@
   document.addEventListener('robosteer:arrived', meet);
 
   const functions = window.dashAgGridFunctions;
-  functions.headsShown = (params) => mirror(params.api, rs.chosen(), null);
+  functions.headsShown = ({ api }) => { if ([...grids.values()].includes(api)) mirror(api, rs.chosen(), null); };
   functions.headsChosen = (params) => {
     if (BY_CODE.has(params.source)) return;
     const scope = [], heads = [];
@@ -51,6 +67,7 @@
     rs.dispatch({ type: 'within', scope, heads });
   };
   functions.short = (value) => rs.short(value);
+  functions.interval = ({ data }) => (data && data.low !== null ? `95 %: ${rs.short(data.low)} to ${rs.short(data.high)}` : '');
 
   /* Three significant digits, so that a column of like numbers lines up. */
   rs.short = (value) => {

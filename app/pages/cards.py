@@ -157,15 +157,15 @@ def columns(view: View, lead: Panel, scale: Mapping[str, Any]) -> list[dict[str,
     def column(name: str, width: int, **more: Any) -> dict[str, Any]:
         return {"field": name, "headerName": name, "minWidth": width, "flex": width, **more}
 
-    columns = [column("rank", 52, headerTooltip="rank within the tower, 1 is best", **number)]
+    columns = [column("rank", 48, headerTooltip="rank within the tower, 1 is best", **number)]
     if len({panel.tower for panel in view.panels}) > 1:
         columns.append(column("tower", 66, filter="agTextColumnFilter"))
-    columns += [column("layer", 54, **number), column("head", 54, **number), column("score", 62, **score)]
+    columns += [column("layer", 48, **number), column("head", 48, **number), column("score", 60, **score)]
     if view.keys:
         columns[-1]["headerName"] = lead.key
     if lead.grid.low is not None:
         glyph = {"cellRenderer": "Interval", "cellRendererParams": {"scale": scale}, "sortable": False}
-        columns.append({**column("interval", 104), "headerName": "95 % interval", **glyph})
-        columns += [column("low", 60, **score), column("high", 60, **score)]
+        glyph["tooltipValueGetter"] = {"function": "interval(params)"}
+        columns.append({**column("interval", 98), "headerName": "95 % interval", **glyph})
     others = [key for key in view.keys if key != lead.key]
-    return columns + [{**column(f"score_{key}", 84, **score), "headerName": key} for key in others]
+    return columns + [{**column(f"score_{key}", 75, **score), "headerName": key} for key in others]

@@ -36,7 +36,8 @@ def body(screen: Screen) -> Component:
     return html.Div(
         [
             html.Div(
-                [cards.form(run, others, allowed), cards.job(), cards.listing()], className="rs-finetune"
+                [cards.form(run, others, allowed), cards.job(), cards.listing(), cards.none_yet()],
+                className="rs-finetune",
             ),
             dcc.Interval(id="ft-poll", interval=POLL),
             dcc.Store(id="ft-token", data=current_app.config[TOKEN] if allowed else None),

@@ -27,7 +27,8 @@ WHOLE = "all"  # the factor control's word for scores without a factor
 
 def body(screen: Screen) -> Component:
     scores, problems = scores_of(screen.run)
-    towers = list(dict.fromkeys(name for one in scores.values() for name in one.towers))
+    scored = {name for one in scores.values() for name in one.towers}
+    towers = [name for name in screen.run.spec.towers if name in scored]  # the last one writes the action
     if not towers:
         return html.Div([widgets.notices(problems), _empty(screen)])
     asked = screen.wishes
@@ -237,8 +238,7 @@ def _check(
 
 
 def _stability_card(found: Mapping[str, HeadScores], tower: str, scheme: str) -> Component:
-    sizes = {one.settings.get("k") for one in found.values()}
-    k = sizes.pop() if len(sizes) == 1 else None
+    k = trust.best_of(found, tower)
     of = f"the best {k}" if k else "the best k"
     return widgets.card(
         "Stability over demonstrations",

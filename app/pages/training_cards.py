@@ -120,6 +120,17 @@ def job() -> html.Section:
     )
 
 
+def none_yet() -> html.Div:
+    """Shown while both of the other cards are hidden."""
+    return html.Div(
+        widgets.empty(
+            "Nothing has been trained in this run",
+            html.P("The loss, the time that is left and the log of a training appear here."),
+        ),
+        className="rs-ft-none",
+    )
+
+
 def listing() -> html.Section:
     head = html.Thead(
         html.Tr([html.Th(name, scope="col") for name in ("job", "recipe", "state", "step", "trained")])

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import peft
 import torch
 from torch import nn
 
@@ -93,6 +92,8 @@ def full(given: Given) -> Adaptation:
 def _peft(given: Given, targets: Sequence[str], alpha: int, label: str) -> Adaptation:
     """PEFT's LoRA on the named modules, beside whatever trains already."""
     policy, earlier = given.policy, trainable(given.policy)
+    import peft  # loads transformers, which takes seconds; only training needs it
+
     config = peft.LoraConfig(r=given.recipe.lora_rank, lora_alpha=alpha, target_modules=list(targets))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(given.seed)  # PEFT draws from the global generator

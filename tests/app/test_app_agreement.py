@@ -124,7 +124,9 @@ def test_figures_are_valid_and_carry_their_numbers() -> None:
     files = {f"m{i}": make_scores(shape, seed=i, higher=i > 0) for i in range(4)}
     ranks = agreement.rankings(files, "expert")
     pairs, k = agreement.overlaps(ranks, 6), 6
-    frequent = {f"s{i}": scored([1.0, 0.5, 0.0], "knn-stability", settings={"k": 1}) for i in range(2)}
+    frequent = {
+        f"s{i}": scored([1.0, 0.5, 0.0], "knn-stability", settings={"n": {"expert": 1}}) for i in range(2)
+    }
     for scheme in theme.SCHEMES:
         figures = [
             comparisons.matrix(ranks, agreement.correlations(ranks), scheme),

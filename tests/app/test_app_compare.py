@@ -206,7 +206,7 @@ def test_before_and_after_in_the_browser(tab: Tab, site: Any) -> None:
 
     tab.page.click("#results-export")
     with tab.page.expect_download() as waiting:
-        tab.page.click("text=Numbers, JSON")
+        tab.page.click("text=Numbers, JSON >> visible=true")
     taken = json.loads(Path(waiting.value.path()).read_text())
     cells = {(row["arm"], row["suite"]): row["success"] for row in taken["rows"]}
     usual = {("base", "in-domain"): 0.3, ("aligned", "in-domain"): 0.7}

@@ -35,7 +35,12 @@ def rich(run: Run) -> Run:
         name: TowerScores(np.clip(tower.value, 0, 1), dead=DEAD.get(name, ()))
         for name, tower in often.towers.items()
     }
-    run.save_scores(replace(often, towers=towers, settings={"k": 12}), "knn-stability")
+    run.save_scores(
+        replace(
+            often, towers=towers, settings={"n": dict.fromkeys(towers, 12), "k": dict.fromkeys(towers, 10)}
+        ),
+        "knn-stability",
+    )
     base = make_result("base", [True] * 30 + [False] * 70)
     run.save_result("base", base.to_json())
     run.save_result("aligned", make_result("aligned", [True] * 70 + [False] * 30, base).to_json())

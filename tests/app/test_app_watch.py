@@ -18,7 +18,7 @@ from app import create_app, theme, watch_data, watch_timeline
 from app.pages.watch import timeline_of
 from app.watch_timeline import MARGIN, folded, groups, timeline
 from interp.errors import UsageError
-from interp.footage import Writer
+from interp.filming import Writer
 from interp.heads import Head
 from interp.runs import Run
 from interp.watching import Seen

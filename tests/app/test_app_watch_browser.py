@@ -150,7 +150,7 @@ def test_a_twin_is_shown_beside_what_was_recorded(tab: Tab, watched: Run) -> Non
     assert {name.inner_text() for name in tab.page.query_selector_all(".rs-tile-name")} == {"expert.L1H1"}
     tab.page.click("#watch-frames-export")
     with tab.page.expect_download() as waiting:
-        tab.page.click("text=Numbers, JSON")
+        tab.page.click("text=Numbers, JSON >> visible=true")
     rows = json.loads(Path(waiting.value.path()).read_text())["rows"]
     assert {row["take"] for row in rows} == {"clean", "no-words"}
     assert rows[3]["peak front"] == pytest.approx(PEAK / 4, rel=1e-4)

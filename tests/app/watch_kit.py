@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from interp.footage import Writer, place
+from interp.filming import Writer
+from interp.footage import Camera, place
 from interp.runs import Run, Signals
-from interp.watching import Camera, Seen
+from interp.watching import Seen
 
 FRAMES = 12
 WORDS = ("pick", "the", "red", "cube")

@@ -19,12 +19,12 @@ from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.explain import ExplainSettings, Explanation, explain
 from interp.explain_figure import DIM, figure, spotlight
+from interp.footage import Camera
 from interp.heads import Head
 from interp.hooked import HookedVLA
 from interp.mass import attention_mass
 from interp.policies import Policy
 from interp.runs import Run
-from interp.watching import Camera
 from robosteer import main
 
 # Stacked rows take other kernels than single ones; chunks are of order one.

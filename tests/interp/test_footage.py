@@ -11,12 +11,13 @@ import pytest
 import torch
 from lerobot_writer import random_episodes, write_dataset
 
-import interp.footage
+import interp.filming
 from interp.attribution import direct
 from interp.capture import capture, frame_noise
 from interp.demos import Demonstrations
 from interp.errors import UsageError
-from interp.footage import FRAMES, Footage, footage, footage_of
+from interp.filming import FRAMES, footage
+from interp.footage import Footage, footage_of
 from interp.heads import Head
 from interp.policies import Policy, load_policy
 from interp.runs import Run
@@ -158,19 +159,19 @@ def test_twins_differ_in_what_their_edit_names(policy: Policy, demos: Demonstrat
 
 KILLED = """
 import os, signal, sys
-import interp.footage
+import interp.filming
 from interp.demos import Demonstrations
 from interp.policies import load_policy
 from interp.runs import Run
-original, blocks = interp.footage.watch, []
+original, blocks = interp.filming.watch, []
 def dying(*args):
     blocks.append(1)
     if len(blocks) == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*args)
-interp.footage.watch = dying
+interp.filming.watch = dying
 policy, demos, run = load_policy(sys.argv[1]), Demonstrations.open(sys.argv[2]), Run.open(sys.argv[3])
-interp.footage.footage(policy, demos, run, progress=False)
+interp.filming.footage(policy, demos, run, progress=False)
 """
 
 
@@ -180,7 +181,7 @@ def test_killed_amid_an_episode_it_resumes_to_the_same_bytes(
     again = capture(policy, demos, tmp_path / "run", towers=["expert"], progress=False)
     script = KILLED.format(at=3)  # two blocks are the first episode, the third is the second's
     words = [sys.executable, "-c", script, str(tiny_policy_dir), str(demos.path), str(again.path)]
-    root = Path(interp.footage.__file__).parents[1]
+    root = Path(interp.filming.__file__).parents[1]
     died = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert footage_of(again) == {0: ()}
