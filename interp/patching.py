@@ -262,7 +262,7 @@ def patch_heads(
     """
     scored, per_dimension = {}, {}
     for tower in towers:
-        edits = [replace(edit, span=span, position=position, step=step) for edit in single(policy, tower)]
+        edits = single(policy, tower, span, position, step)
         place = None if directory is None else Path(directory) / tower
         found = patch(policy, pairs, edits, direction=direction, directory=place, **options)
         heads = [edit.heads[0] for edit in edits]

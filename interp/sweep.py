@@ -107,9 +107,15 @@ class _Clean:
     record: TowerRecord
 
 
-def single(policy: Policy, tower: str) -> list[Edit]:
-    """One edit for every live head of the tower."""
-    return [Edit((head,)) for head in policy.spec.live_heads([tower])]
+def single(
+    policy: Policy,
+    tower: str,
+    span: str | None = None,
+    position: int | None = None,
+    step: int | None = None,
+) -> list[Edit]:
+    """One edit for every live head of the tower, at the given place."""
+    return [Edit((head,), span, position, step) for head in policy.spec.live_heads([tower])]
 
 
 _TOWERS = ("vision", "vlm", "expert")

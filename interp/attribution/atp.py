@@ -7,7 +7,7 @@ Source: Nanda 2023, "Attribution patching"; Kramar et al., AtP* (arXiv 2403.0074
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,10 +55,7 @@ def atp(
 
     `verified` heads with the largest estimates are patched for real; `settings["verified"]` has both numbers.
     """
-    edits = {
-        tower: [replace(edit, span=span, position=position, step=step) for edit in single(policy, tower)]
-        for tower in towers
-    }
+    edits = {tower: single(policy, tower, span, position, step) for tower in towers}
     indirect, total = estimated(policy, pairs, edits, estimates, direction=direction, seed=seed, block=block)
     every = [edit for tower in towers for edit in edits[tower]]
     checks: Sequence[Check] = ()

@@ -13,7 +13,6 @@ Cost: n forward and backward passes, and two forward passes.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -53,10 +52,7 @@ def integrated(
         raise UsageError(
             "integrated gradients start at the embeddings that enter the vlm: take atp for vision"
         )
-    edits = {
-        tower: [replace(edit, span=span, position=position, step=step) for edit in single(policy, tower)]
-        for tower in towers
-    }
+    edits = {tower: single(policy, tower, span, position, step) for tower in towers}
     whole: list[float] = []
 
     def estimator(policy: Policy, sides: Sides, edits: Sequence[Edit]) -> Float[np.ndarray, "row pair"]:

@@ -151,7 +151,7 @@ def measure(
     """
     if method not in get_args(Method):
         raise unknown("method", method, get_args(Method))
-    edits = {tower: [replace(edit, span=span) for edit in single(policy, tower)] for tower in towers}
+    edits = {tower: single(policy, tower, span) for tower in towers}
     if "vlm" in towers and (span is None or not span.startswith("image/")):
         pairs.check_prompts(policy)
     total = swap_effects(policy, pairs.pairs, seed, block)
