@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.errors import UsageError
+from interp.errors import UsageError, unknown
 from interp.heads import Head
-from interp.neighbours import Folds, JointDistances, errors, nearest, squared_error
+from interp.neighbours import Folds, JointDistances, Metric, errors, nearest, squared_error
 from interp.runs import Run, Signals
 from interp.scores import HeadScores, Null, TowerScores
 
@@ -38,6 +38,7 @@ class KnnSettings:
 
     `target` is the current action or the chunk of the policy's horizon (steps past the end of an episode do not count).
     `normalised` divides every action dimension by its standard deviation over the run, so that none dominates.
+    `metric` says how near two z are: cosine distance as published, or Euclidean distance, for which length counts too.
     """
 
     tokens: Mapping[str, str] = field(default_factory=lambda: dict(DEFAULT_TOKENS))
@@ -45,8 +46,11 @@ class KnnSettings:
     target: Literal["current", "chunk"] = "current"
     normalised: bool = False
     window: int = 30
+    metric: Metric = "cosine"
 
     def __post_init__(self) -> None:
+        if self.metric not in get_args(Metric):
+            raise unknown("metric", self.metric, get_args(Metric))
         if not self.ks or min(self.ks) < 1 or len(set(self.ks)) != len(self.ks):
             raise UsageError(f"k must be distinct numbers of at least 1, not {list(self.ks)}")
         if self.target not in ("current", "chunk"):
@@ -115,13 +119,15 @@ class Problem:
         layers = {layer: self.layer(layer) for layer in {layer for layer, _ in heads}}
         return torch.stack([layers[layer][:, head] for layer, head in heads], dim=1)
 
+    def _errors(
+        self, z: Float[Tensor, "frame d"], ks: Sequence[int] | None = None
+    ) -> Float[Tensor, "k frame"]:
+        ks = self.settings.ks if ks is None else ks
+        return errors(z, self.target, self.folds, ks, self.valid, self.settings.metric)
+
     def single_errors(self, progress: bool) -> Float[Tensor, "head k frame"]:
         """Of every live head alone."""
-        return torch.stack(
-            self.map(
-                lambda z: errors(z, self.target, self.folds, self.settings.ks, self.valid), "knn", progress
-            )
-        )
+        return torch.stack(self.map(self._errors, "knn", progress))
 
     def joint_errors(self, sets: Mapping[int, Sequence[int]]) -> dict[int, float]:
         """Of a set of heads together, by places in `heads`, for every k its own set."""
@@ -131,7 +137,7 @@ class Problem:
         def error(k: int) -> float:
             own = z[:, [used.index(head) for head in sets[k]]]
             flat = rearrange(own, "frame head d_head -> frame (head d_head)")
-            return float(errors(flat, self.target, self.folds, (k,), self.valid).nanmean())
+            return float(self._errors(flat, (k,)).nanmean())
 
         return {k: error(k) for k in sets}
 
@@ -229,6 +235,10 @@ def best_add(
     """
     problem = Problem(run, tower, settings or KnnSettings())
     _check_n(problem, n)
+    if problem.settings.metric != "cosine":
+        raise UsageError(
+            f"metric {problem.settings.metric}: best_add adds cosine distances up, as published; take topk"
+        )
     z = problem.joined(problem.heads)
     sets: dict[int, list[int]] = {}
     paths: dict[int, list[float]] = {}
@@ -325,13 +335,14 @@ def _null(problem: Problem, k: int, permutations: int, seed: int, progress: bool
     if int(episode.max()) < 1:
         return None
     rng = np.random.default_rng(seed)
+    metric = problem.settings.metric
     shuffles = np.stack([foreign_frames(episode, rng) for _ in range(permutations)])
     targets = problem.target[shuffles]
     wide = rearrange(targets, "permutation frame dim -> frame (permutation dim)")
     valid = None if problem.valid is None else problem.valid[shuffles]
 
     def permuted_errors(z: Float[Tensor, "frame d_head"]) -> list[float]:
-        predicted = torch.cat([near.predict(wide, k) for _, near in nearest(z, problem.folds, (k,))])
+        predicted = torch.cat([near.predict(wide, k) for _, near in nearest(z, problem.folds, (k,), metric)])
         split = rearrange(
             predicted, "frame (permutation dim) -> permutation frame dim", permutation=permutations
         )

@@ -4,9 +4,9 @@ Axis names: frame (rows of z and of the target), query (a block of frames), k (n
 (of the target).
 
 The prediction for a frame is the mean of its k nearest frames' targets, weighted by 1 / (distance + 1e-8); the
-distance is 1 - cosine. A neighbour closer than 1e-8, a twin, is taken alone. Neighbours come from other episodes
-or, when there is only one episode, from frames more than `window` steps away; a frame that has no such
-neighbour has no error (NaN) and does not count.
+distance is 1 - cosine (or, to compare, Euclidean). A neighbour closer than 1e-8, a twin, is taken alone. Neighbours
+come from other episodes or, when there is only one episode, from frames more than `window` steps away; a frame that
+has no such neighbour has no error (NaN) and does not count.
 
 One distance matrix serves every k. For unit vectors 1 - cos(a, b) = |a - b|^2 / 2, and |a - b| does not change
 when the mean is subtracted from both: that keeps float32 accurate when all vectors point nearly the same way, as
@@ -20,6 +20,7 @@ Why numpy in a torch project: its partition (SIMD quickselect) finds the k neare
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ _TIE = 2e-6
 _BLOCK_BYTES = 64 * 2**20
 
 Distances = Float32[np.ndarray, "query frame"]
+Metric = Literal["cosine", "euclidean"]
 
 
 @dataclass(frozen=True)
@@ -127,25 +129,27 @@ def unit(z: Float[Tensor, "frame d_head"]) -> Float[Tensor, "frame d_head"]:
 
 
 def nearest(
-    z: Float[Tensor, "frame d"], folds: Folds, ks: Sequence[int]
+    z: Float[Tensor, "frame d"], folds: Folds, ks: Sequence[int], metric: Metric = "cosine"
 ) -> Iterator[tuple[slice, Neighbours]]:
     """The max(ks) nearest allowed frames of every frame, block by block; the first k are right for each of the ks."""
-    directions = unit(z)
-    zero = (directions.norm(dim=1) == 0).numpy()
-    centred, half = _centred(directions)
+    cosine = metric == "cosine"
+    points = unit(z) if cosine else z.double()
+    zero = (points.norm(dim=1) == 0).numpy() & cosine
+    centred, half = _centred(points)
     typical = 2 * float(half.mean())
     for rows in folds.blocks():
-        distance = _half_squared_distances(centred, half, rows, folds.penalty(rows))
+        squares = _half_squared_distances(centred, half, rows, folds.penalty(rows))
         if zero.any():
-            mask = (zero[rows, None] | zero[None]) & np.isfinite(distance)
-            distance[mask] = np.broadcast_to(1 - half[rows, None], distance.shape)[mask]
-        found = _take_nearest(distance, max(ks) + 1, torch.from_numpy(half[rows]))
+            mask = (zero[rows, None] | zero[None]) & np.isfinite(squares)
+            squares[mask] = np.broadcast_to(1 - half[rows, None], squares.shape)[mask]
+        found = _take_nearest(squares, max(ks) + 1, torch.from_numpy(half[rows]))
         doubtful = found.distance[:, 0] < _REFINE * typical
         for k in ks:
             if k < found.distance.shape[1]:
                 doubtful |= found.distance[:, k] - found.distance[:, k - 1] < _TIE * typical
-        refined = _refined(found, directions, rows, doubtful)
-        yield rows, Neighbours(refined.index[:, : max(ks)], refined.distance[:, : max(ks)])
+        refined = _refined(found, points, rows, doubtful)
+        distance = refined.distance if cosine else (2 * refined.distance).sqrt()
+        yield rows, Neighbours(refined.index[:, : max(ks)], distance[:, : max(ks)])
 
 
 def _centred(
@@ -186,14 +190,14 @@ def _take_nearest(distance: Distances, k: int, offset: Float[Tensor, " query"]) 
 
 
 def _refined(
-    found: Neighbours, directions: Float[Tensor, "frame d"], rows: slice, doubtful: Bool[Tensor, " query"]
+    found: Neighbours, points: Float[Tensor, "frame d"], rows: slice, doubtful: Bool[Tensor, " query"]
 ) -> Neighbours:
     """The distances of doubtful rows again, exactly, and sorted again."""
     if not doubtful.any():
         return found
     distance, index = found.distance.clone(), found.index.clone()
     for part in doubtful.nonzero().squeeze(1).split(256):
-        here = directions[rows][part][:, None] - directions[index[part]]
+        here = points[rows][part][:, None] - points[index[part]]
         exact = here.square().sum(dim=2) / 2
         exact[distance[part].isinf()] = torch.inf
         order = exact.argsort(dim=1, stable=True)
@@ -220,10 +224,11 @@ def errors(
     folds: Folds,
     ks: Sequence[int],
     valid: Bool[Tensor, "frame dim"] | None = None,
+    metric: Metric = "cosine",
 ) -> Float[Tensor, "k frame"]:
     """The squared error of every frame's prediction, for every k; NaN for frames that nothing may predict."""
     found = torch.empty(len(ks), len(folds), dtype=torch.float64)
-    for rows, neighbours in nearest(z, folds, ks):
+    for rows, neighbours in nearest(z, folds, ks, metric):
         for at, k in enumerate(ks):
             prediction = neighbours.predict(target, k)
             found[at, rows] = squared_error(prediction, target[rows], None if valid is None else valid[rows])

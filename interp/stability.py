@@ -91,7 +91,8 @@ def stability(
 
 def _settings(scores: HeadScores, k: int) -> KnnSettings:
     given = scores.settings
-    return KnnSettings(given["tokens"], (k,), given["target"], given["normalised"], given["window"])
+    metric = given.get("metric", "cosine")  # older scores do not say
+    return KnnSettings(given["tokens"], (k,), given["target"], given["normalised"], given["window"], metric)
 
 
 def _halves(
@@ -121,7 +122,9 @@ def _half_errors(
 
     def each_half(z: Float[Tensor, "frame d_head"]) -> list[float]:
         return [
-            float(errors(z[half], target, folds, problem.settings.ks, valid).nanmean())
+            float(
+                errors(z[half], target, folds, problem.settings.ks, valid, problem.settings.metric).nanmean()
+            )
             for half, target, folds, valid in parts
         ]
 

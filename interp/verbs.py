@@ -63,7 +63,9 @@ def rank(a: Namespace) -> None:
     run = open_run(a.run)
     towers = a.towers or [t for t in ("expert", "vlm") if run.tokens(t)]
     tokens = {**DEFAULT_TOKENS, **({towers[0]: a.token} if a.token else {})}
-    settings = KnnSettings(tokens=tokens, ks=tuple(a.k), target=a.target, normalised=a.normalised)
+    settings = KnnSettings(
+        tokens=tokens, ks=tuple(a.k), target=a.target, normalised=a.normalised, metric=a.metric
+    )
     scores = rank_heads(run, settings, towers=towers, n=a.top, greedy=a.greedy, seed=a.seed, progress=True)
     path = run.save_scores(scores, a.name)
     for tower in towers:
@@ -95,6 +97,7 @@ def _rank_takes(p: ArgumentParser) -> None:
     p.add_argument("--k", type=int, nargs="+", default=[10, 20, 30, 40], help="numbers of neighbours to try")
     p.add_argument("--target", choices=("current", "chunk"), default="current", help="action to predict")
     p.add_argument("--normalised", action="store_true", help="weigh action dimensions equally")
+    p.add_argument("--metric", choices=("cosine", "euclidean"), default="cosine", help="distance between z")
     p.add_argument("--top", type=int, default=20, help="heads whose joint error chooses k")
     p.add_argument("--greedy", action="store_true", help="choose the --top heads jointly, too (slower)")
     p.add_argument(

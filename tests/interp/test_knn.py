@@ -104,6 +104,28 @@ def test_k_beyond_the_candidates_takes_all_of_them() -> None:
     np.testing.assert_allclose(found, naive_errors(z, target, episode, frame, 100), rtol=1e-5)
 
 
+def test_the_euclidean_metric_counts_length_as_well() -> None:
+    z, target, episode, frame = problem()
+    z *= np.random.default_rng(8).uniform(0.5, 2, size=(len(z), 1))
+    z[5], z[7] = 0, z[20]  # silent: no special case; and a twin of another episode
+    foreign = episode[:, None] != episode[None]
+    distances = np.linalg.norm(z[:, None].astype(np.float64) - z[None], axis=2)
+    for k in KS:
+        expected = []
+        for i in range(len(z)):
+            near = sorted(np.flatnonzero(foreign[i]), key=lambda j: distances[i, j])[:k]
+            weights = 1 / (distances[i, near] + 1e-8)
+            twin = distances[i, near[0]] < 1e-8
+            predicted = target[near[0]] if twin else weights @ target[near] / weights.sum()
+            expected.append(((predicted - target[i]) ** 2).mean())
+        found = errors(
+            torch.tensor(z), torch.tensor(target), Folds(torch.tensor(episode), torch.tensor(frame)), (k,),
+            metric="euclidean",
+        )[0]  # fmt: skip
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert not np.allclose(ours(z, target, episode, frame, ks=(k,))[0], expected)
+
+
 def test_silent_heads_are_at_distance_one_from_everything() -> None:
     z, target, episode, frame = problem()
     z[2] = 0
@@ -303,6 +325,7 @@ def test_bad_input_is_one_clear_line(run: Run, settings: KnnSettings) -> None:
         ),
         (lambda: KnnSettings(ks=(0,)), "k must be distinct numbers of at least 1"),
         (lambda: KnnSettings(target="next"), "unknown target 'next'"),  # type: ignore[arg-type]
+        (lambda: KnnSettings(metric="l1"), "unknown metric 'l1': known are cosine, euclidean"),  # type: ignore[arg-type]
     ):
         with pytest.raises(UsageError, match=message):
             attempt()
