@@ -117,7 +117,14 @@ class Comparison:
 def compare(paths: Iterable[str | Path], against: str | None = None) -> Comparison:
     """Compare the results of runs, directories and files. `against` is the baseline's name, `base` if it is there."""
     found, notes = gather(paths)
-    entries = as_arms(found)
+    return compare_entries(as_arms(found), against, notes)
+
+
+def compare_entries(
+    entries: Sequence[Entry], against: str | None = None, notes: Iterable[str] = ()
+) -> Comparison:
+    """Compare results whose arms are known; `against` as for `compare`."""
+    notes = list(notes)
     pinned = _pinned(entries, against or "base")
     if not pinned and against is not None:
         raise unknown("baseline", against, sorted({e.arm for e in entries}))

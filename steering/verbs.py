@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.verbs import demos_of, open_demos, open_policy, open_run, policy_of
+from steering.reproduce.verb import reproduce, reproduce_takes
 
 if TYPE_CHECKING:
     from interp.heads import Head
@@ -375,4 +376,5 @@ VERBS = (
     (compare, _compare_takes),
     (export, _export_takes),
     (serve, _serve_takes),
+    (reproduce, reproduce_takes),
 )

@@ -1,0 +1,141 @@
+"""The reproduction as one resumable experiment: jobs of a plan in worker processes, records as they are done.
+
+Stop it at any moment, with Ctrl-C or `kill -9`; the same call goes on: trainings from their last checkpoint, rollouts
+from their last suite. Every worker computes on one thread, on which a resumed training gives the weights of one that
+was never stopped, so the records come out the same. One experiment at a time works in a directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from interp.errors import UsageError
+from steering.reproduce.plan import Job, Plan
+from steering.reproduce.records import write_costs, write_record
+from steering.reproduce.work import perform, results_path
+from steering.results import Result, load_result, result_path
+from steering.rollouts import RolloutError
+from testbed.processes import leave_with_parent
+
+
+def run(
+    plan: Plan,
+    work: Path,
+    results: Path,
+    processes: int = 2,
+    say: Callable[[str], None] = tqdm.write,
+    progress: bool = True,
+) -> None:
+    """Do what is missing of the plan in `work` and keep its records in `results`."""
+    if processes < 1:
+        raise UsageError(f"processes = {processes}: at least one has to do the work")
+    with _claimed(work):
+        jobs = list(plan.jobs())
+        missing = [job for job in jobs if not done(plan, work, job)]
+        for task, arm in dict.fromkeys((job.task, job.arm.name) for job in jobs if job not in missing):
+            keep(plan, work, results, task, arm)
+        with (
+            tqdm(
+                total=_rollouts(plan, jobs),
+                initial=_rollouts(plan, jobs) - _rollouts(plan, missing),
+                desc=f"reproduce ({plan.name})",
+                unit="rollout",
+                disable=not progress,
+                smoothing=0.1,
+            ) as bar,
+            _pool(processes) as pool,
+        ):
+            for job, found in _in_order(pool, plan, work, missing, 2 * processes):
+                keep(plan, work, results, job.task, job.arm.name)
+                bar.update(plan.n * len(job.suites))
+                rates = ", ".join(f"{r.suite} {r.success_rate.value:.0%}" for r in found)
+                say(f"{job}: {rates} (n = {plan.n})")
+
+
+def done(plan: Plan, work: Path, job: Job) -> bool:
+    """Whether all rollouts of a job are there."""
+    found = [result_path(results_path(work, job.task, job.seed), job.arm.name, suite) for suite in job.suites]
+    return all(path.is_file() and len(load_result(path).episodes) >= plan.n for path in found)
+
+
+def keep(plan: Plan, work: Path, results: Path, task: str, arm: str) -> None:
+    """Write the record of all that is there of an arm on a task, whatever part of the plan it came from."""
+    found = [
+        (int(directory.name.removeprefix("seed").removesuffix("-results")), result)
+        for directory in sorted((work / task).glob("seed*-results"))
+        for path in sorted(directory.glob("*.json"))
+        if path.stem.split("--")[0] == arm and (result := load_result(path))
+    ]
+    command = ["robosteer", "reproduce", *(["--quick"] if plan.name == "quick" else [])]
+    command += ["--tasks", task, "--arms", arm]
+    write_record(results, found, shlex.join(command))
+    write_costs(results, found)
+
+
+def _rollouts(plan: Plan, jobs: Sequence[Job]) -> int:
+    return plan.n * sum(len(job.suites) for job in jobs)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, plan: Plan, work: Path, jobs: Sequence[Job], ahead: int
+) -> Iterator[tuple[Job, list[Result]]]:
+    """Jobs and their results as they are done; only a few are handed out ahead, so that a stop ends soon."""
+    waiting, running = list(jobs), dict[Future[list[Result]], Job]()
+    while waiting or running:
+        while waiting and len(running) < ahead:
+            job = waiting.pop(0)
+            running[pool.submit(perform, plan, work, job)] = job
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            job = running.pop(future)
+            try:
+                yield job, future.result()
+            except RolloutError as error:
+                raise RolloutError(f"{job}: {error}") from error
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Spawned processes of one thread each. They end with this one, and at once when it is interrupted."""
+    context = multiprocessing.get_context("spawn")
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited; torch reads it when it is imported
+    try:
+        with ProcessPoolExecutor(processes, context, leave_with_parent) as pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextmanager
+def _claimed(work: Path) -> Iterator[None]:
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UsageError(
+                f"{work}: process {file.read().strip()} is reproducing there: stop it, or take another --work"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

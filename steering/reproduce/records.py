@@ -1,0 +1,182 @@
+"""Results of the reproduction as they are kept in a repository: small, and the same for the same seeds.
+
+One file an arm and task holds all its seeds and suites. What luck and machine decide apart from the seed, seconds and
+memory, is in `costs.json` beside them, so that a result file changes only if a result does.
+
+    <results>/<task>/<arm>.json
+        {"schema": 1, "command": what repeats it, "task", "arm", "recipe": {...}, "choice": {...},
+         "runs": [{"seed", "policy", "data", "heads", "trainable_parameters", "suites": {suite: outcomes}}]}
+        outcomes: {"first": seed of the first episode, "success": "1011...", "steps": [...],
+                   "failures": {reason: [episodes]}, "execute": 2}
+    <results>/costs.json    {task: {arm: {seed: {"train_seconds", "evaluate_seconds", "peak_memory_mb"}}}}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from interp.errors import UsageError
+from interp.runs import read_json, write_atomic
+from steering.compare import Entry
+from steering.episode import Episode
+from steering.results import Result
+from steering.suites import SUITES
+
+SCHEMA = 1
+COSTS = "costs.json"
+
+
+def write_record(directory: Path, results: Iterable[tuple[int, Result]], command: str) -> Path | None:
+    """Keep the results of one arm on one task, given with their seeds; None if there are none."""
+    by_seed: dict[int, list[Result]] = {}
+    for seed, result in results:
+        by_seed.setdefault(seed, []).append(result)
+    if not by_seed:
+        return None
+    runs = [_run(seed, by_seed[seed]) for seed in sorted(by_seed)]
+    example = by_seed[min(by_seed)][0]
+    record = {
+        "schema": SCHEMA,
+        "command": command,
+        "task": example.task,
+        "arm": example.name,
+        "kind": example.arm,
+        "recipe": example.settings.get("recipe"),
+        "runs": runs,
+    }
+    path = directory / example.task / f"{example.name}.json"
+    write_atomic(path, _compact(record).encode())
+    return path
+
+
+def _run(seed: int, results: Sequence[Result]) -> dict[str, Any]:
+    example = results[0]
+    places = list(SUITES)
+    return {
+        "seed": seed,
+        "policy": example.policy,
+        "data": example.settings.get("data"),
+        "heads": list(example.heads) if example.heads else None,
+        "trainable_parameters": dict(example.trainable_parameters),
+        "suites": {r.suite: _outcomes(r) for r in sorted(results, key=lambda r: places.index(r.suite))},
+    }
+
+
+def _outcomes(result: Result) -> dict[str, Any]:
+    episodes = sorted(result.episodes, key=lambda e: e.seed)
+    first = episodes[0].seed
+    if [e.seed for e in episodes] != list(range(first, first + len(episodes))):
+        raise UsageError(f"{result.name} on {result.task} ({result.suite}): its episodes have gaps")
+    failures: dict[str, list[int]] = {}
+    for episode in episodes:
+        if episode.failure is not None:
+            failures.setdefault(episode.failure, []).append(episode.seed)
+    return {
+        "first": first,
+        "success": "".join(str(int(e.success)) for e in episodes),
+        "steps": [e.steps for e in episodes],
+        "failures": dict(sorted(failures.items())),
+        "execute": result.settings.get("execute"),
+    }
+
+
+def write_costs(directory: Path, results: Iterable[tuple[int, Result]]) -> Path:
+    """Add what these results cost to `costs.json`."""
+    path = directory / COSTS
+    costs = read_json(path) if path.is_file() else {}
+    spent: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for seed, result in results:
+        entry = spent.setdefault(
+            (result.task, result.name, str(seed)),
+            {
+                "train_seconds": result.seconds.get("train", 0.0),
+                "evaluate_seconds": 0.0,
+                "peak_memory_mb": result.peak_memory_mb,
+            },
+        )
+        entry["evaluate_seconds"] = round(entry["evaluate_seconds"] + result.seconds.get("evaluate", 0.0), 3)
+    for (task, arm, trained), entry in spent.items():
+        costs.setdefault(task, {}).setdefault(arm, {})[trained] = entry
+    write_atomic(path, _compact(_sorted(costs)).encode())
+    return path
+
+
+def read_records(directory: str | Path) -> list[Entry]:
+    """Every result kept under a directory, as `steering.compare.compare_entries` takes them."""
+    directory = Path(directory)
+    files = [path for path in sorted(directory.glob("*/*.json")) if path.parent.name != "scores"]
+    if not files:
+        raise UsageError(f"{directory} holds no results: make them with `robosteer reproduce`")
+    costs = read_json(directory / COSTS) if (directory / COSTS).is_file() else {}
+    return [entry for path in files for entry in _entries(path, costs)]
+
+
+def _entries(path: Path, costs: Mapping[str, Any]) -> Iterable[Entry]:
+    record = read_json(path)
+    if record.get("schema") != SCHEMA:
+        raise UsageError(f"{path}: schema {record.get('schema')!r}, this version reads {SCHEMA}")
+    try:
+        task, arm = record["task"], record["arm"]
+        for run in record["runs"]:
+            cost = costs.get(task, {}).get(arm, {}).get(str(run["seed"]), {})
+            for name, outcomes in run["suites"].items():
+                yield Entry(_result(record, run, name, outcomes, cost), task, arm)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is no record of results ({type(error).__name__}: {error})") from error
+
+
+def _result(
+    record: Mapping[str, Any],
+    run: Mapping[str, Any],
+    suite_name: str,
+    outcomes: Mapping[str, Any],
+    cost: Mapping[str, Any],
+) -> Result:
+    suite, task = SUITES[suite_name], record["task"]
+    condition = suite.condition(task)
+    why = {seed: reason for reason, seeds in outcomes["failures"].items() for seed in seeds}
+    episodes = tuple(
+        Episode(seed, won == "1", steps, why.get(seed))
+        for seed, (won, steps) in enumerate(
+            zip(outcomes["success"], outcomes["steps"], strict=True), start=outcomes["first"]
+        )
+    )
+    settings = {
+        "rolled_out": condition.task,
+        **json.loads(json.dumps(condition.options)),
+        "execute": outcomes["execute"],
+        "recipe": record["recipe"],
+        "seed": run["seed"],
+        "data": run["data"],
+    }
+    return Result(
+        name=record["arm"],
+        arm=record["kind"],
+        task=task,
+        policy=run["policy"],
+        episodes=episodes,
+        trainable_parameters=run["trainable_parameters"],
+        seconds={
+            "train": cost.get("train_seconds", 0.0),
+            "evaluate": cost.get("evaluate_seconds", 0.0),
+        },
+        peak_memory_mb=cost.get("peak_memory_mb"),
+        heads=tuple(run["heads"]) if run["heads"] else None,
+        settings=settings,
+        suite=suite.name,
+        factor=suite.factor,
+    )
+
+
+def _sorted(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _sorted(v) if isinstance(v, Mapping) else v for k, v in sorted(tree.items())}
+
+
+def _compact(record: Mapping[str, Any]) -> str:
+    """JSON with an entry a line, but lists of numbers or words on one."""
+    text = json.dumps(record, indent=1, allow_nan=False)
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"

@@ -1,0 +1,88 @@
+"""The scores by which the reproduction chooses heads, each with the data that it needs, kept in a run.
+
+name            what it says of a head
+knn             k-NN regression from z to the action, as published (k of 10, 20, 30, 40)
+knn-10, knn-40  the same with one k
+knn-euclidean   the same with Euclidean distance
+knn-chunk       the same, predicting the whole chunk
+ablation        how far the action moves when the head says its mean
+patching        how much of the way from one frame's action to another's its output carries, exactly
+atp             the same, estimated from a gradient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from interp.ablation import AblationSettings, ablate
+from interp.attribution import atp
+from interp.capture import capture
+from interp.demos import Demonstrations
+from interp.errors import unknown
+from interp.knn import KnnSettings, rank
+from interp.patching import Pairs, patch_heads
+from interp.policies import Policy
+from interp.runs import Run
+from interp.scores import HeadScores
+
+FRAMES, PAIRS = 60, 30
+"""Frames of an ablation and pairs of a patching, unless a plan says otherwise (`frames`, `pairs`)."""
+
+_KNN: Mapping[str, KnnSettings] = {
+    "knn": KnnSettings(),
+    "knn-10": KnnSettings(ks=(10,)),
+    "knn-40": KnnSettings(ks=(40,)),
+    "knn-euclidean": KnnSettings(metric="euclidean"),
+    "knn-chunk": KnnSettings(target="chunk"),
+}
+
+Scorer = Callable[[Policy, Demonstrations, Run, str, Mapping[str, int]], HeadScores]
+
+
+def _nearest(settings: KnnSettings) -> Scorer:
+    def score(
+        policy: Policy, demos: Demonstrations, run: Run, tower: str, sizes: Mapping[str, int]
+    ) -> HeadScores:
+        capture(policy, demos, run.path, towers=(tower,), thumbnails=False, progress=False)
+        return rank(Run.open(run.path), settings, towers=(tower,))
+
+    return score
+
+
+def _ablated(
+    policy: Policy, demos: Demonstrations, run: Run, tower: str, sizes: Mapping[str, int]
+) -> HeadScores:
+    settings = AblationSettings("mean", frames=sizes.get("frames", FRAMES))
+    return ablate(policy, demos, settings, towers=(tower,))
+
+
+def _between_frames(method: Callable[..., HeadScores]) -> Scorer:
+    def score(
+        policy: Policy, demos: Demonstrations, run: Run, tower: str, sizes: Mapping[str, int]
+    ) -> HeadScores:
+        pairs = Pairs.of_frames(demos.for_policy(policy.spec), sizes.get("pairs", PAIRS))
+        return method(policy, pairs, towers=(tower,), data=run.data)
+
+    return score
+
+
+_SCORERS: Mapping[str, Scorer] = {
+    **{name: _nearest(settings) for name, settings in _KNN.items()},
+    "ablation": _ablated,
+    "patching": _between_frames(patch_heads),
+    "atp": _between_frames(atp),
+}
+
+
+def head_scores(
+    by: str, policy: Policy, demos: Demonstrations, run: Run, tower: str, sizes: Mapping[str, int]
+) -> HeadScores:
+    """The scores of a tower's heads, computed unless the run has them."""
+    if by not in _SCORERS:
+        raise unknown("scores", by, _SCORERS)
+    name = f"{by}-{tower}"
+    if name not in run.files("scores"):
+        found = replace(_SCORERS[by](policy, demos, run, tower, sizes), method=by)
+        run.save_scores(found, name)
+    return run.read_scores(name)

@@ -1,0 +1,34 @@
+"""`robosteer reproduce`."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+
+def reproduce(a: Namespace) -> None:
+    """Repeat the paper's experiments in simulation: five tasks, eleven arms, three seeds, and what depends on what.
+    Stop it at any moment; the same command goes on."""
+    from steering.reproduce.experiment import run
+    from steering.reproduce.plan import PLANS
+
+    plan = PLANS["quick" if a.quick else "full"].only(a.studies, a.tasks, a.arms, a.seeds, a.n)
+    work = Path(a.work or f"runs/reproduce-{plan.name}")
+    results = Path(a.results) if a.results else work / "results"
+    run(plan, work, results, a.processes)
+    print(results)
+
+
+def reproduce_takes(p: ArgumentParser) -> None:
+    p.add_argument("--quick", action="store_true", help="minutes instead of hours: shows that it runs")
+    p.add_argument("--studies", nargs="+", metavar="STUDY", help="only these (all by default)")
+    p.add_argument("--tasks", nargs="+", metavar="TASK", help="only these")
+    p.add_argument("--arms", nargs="+", metavar="ARM", help="only these")
+    p.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these (0 1 2)")
+    p.add_argument("--n", type=int, help="rollouts a cell (100); more than before adds to what is there")
+    p.add_argument(
+        "--work",
+        help="demonstrations, trainings, rollouts: what an interruption resumes from (runs/reproduce-full)",
+    )
+    p.add_argument("--results", help="directory of the records (results/ in the work directory)")
+    p.add_argument("--processes", type=int, default=2, help="jobs at a time, a CPU thread each")

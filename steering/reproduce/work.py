@@ -1,0 +1,125 @@
+"""One job of the reproduction: demonstrations, scores, training, rollouts; everything that is there is not made again.
+
+    <work>/<task>/seed<seed>-demos<n>/             a run: demonstrations' scores, and jobs/<arm>/
+    <work>/<task>/seed<seed>-demos<n>-recordings/  the demonstrations
+    <work>/<task>/seed<seed>-results/              a file an arm and suite (steering/results.py)
+
+Two processes may want the same demonstrations, scores or training at once: whoever comes first makes them, the other
+waits. A killed process leaves its lock free and its work resumable.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from interp.capture import capture
+from interp.demos import Demonstrations
+from interp.policies import load_policy
+from interp.runs import Run, read_json
+from interp.scores import HeadScores
+from steering.finetune import SUMMARY, finetune
+from steering.headset import best_heads
+from steering.recipes import Recipe
+from steering.reproduce.plan import RETAINED, Arm, Job, Plan
+from steering.reproduce.scores import head_scores
+from steering.results import Result
+from steering.retain import retain
+from steering.suites import Subject, choose, run_suites
+from testbed.demos import FIRST_SEED, record
+from testbed.tasks import TARGETS
+
+POLICY = "tiny-pi0"
+APART = 10_000
+"""Distance of the first demonstrations' seeds of two training seeds."""
+
+
+class Adapted(NamedTuple):
+    """What an arm is adapted from."""
+
+    run: Run
+    demos: Demonstrations
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time; others wait. The lock goes with the process that holds it, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def run_path(work: Path, task: str, seed: int, demos: int) -> Path:
+    return work / task / f"seed{seed}-demos{demos}"
+
+
+def results_path(work: Path, task: str, seed: int) -> Path:
+    return work / task / f"seed{seed}-results"
+
+
+def prepare(work: Path, task: str, seed: int, demos: int) -> Adapted:
+    """Demonstrations of a seed, and the run that keeps what is found out about them."""
+    path = run_path(work, task, seed, demos)
+    recordings = path.with_name(f"{path.name}-recordings")
+    with alone(path.with_name(f".{path.name}.lock")):
+        if not recordings.exists():
+            record(task, demos, recordings, seed=FIRST_SEED + APART * seed, workers=1, progress=False)
+        opened = Demonstrations.open(recordings)
+        run = capture(load_policy(POLICY), opened, path, towers=("expert",), thumbnails=False, progress=False)
+    return Adapted(run, opened)
+
+
+def scored(plan: Plan, arm: Arm, adapted: Adapted) -> HeadScores:
+    """The scores that choose the arm's heads."""
+    run, demos = adapted
+    with alone(run.path / f".{arm.by}-{arm.tower}.lock"):
+        return head_scores(arm.by, load_policy(POLICY), demos, run, arm.tower, plan.settings)
+
+
+def train(plan: Plan, work: Path, task: str, arm: Arm, seed: int) -> Path:
+    """The directory of the arm's finished training."""
+    if arm.recipe == "retain":
+        job = train(plan, work, task, replace(arm, recipe="aligned"), seed)
+        with alone(job.with_name(f".{job.name}-retain.lock")):
+            (averaged,) = retain(job, [RETAINED])
+        return averaged
+    adapted = prepare(work, task, seed, plan.demos_of(arm))
+    job = adapted.run.path / "jobs" / arm.name
+    with alone(job.with_name(f".{job.name}.lock")):
+        if not (job / SUMMARY).is_file():
+            scores = scored(plan, arm, adapted)
+            others = (t for t in TARGETS if t != task and arm.recipe == "generic-k")
+            finetune(
+                load_policy(POLICY),
+                adapted.demos,
+                Recipe.named(arm.recipe, steps=plan.steps_of(arm)),
+                job,
+                heads=best_heads(scores, arm.heads, arm.tower),
+                scores=scores,
+                others=[scored(plan, arm, prepare(work, t, seed, plan.demos_of(arm))) for t in others],
+                seed=seed,
+                progress=False,
+            )
+    return job
+
+
+def perform(plan: Plan, work: Path, job: Job) -> list[Result]:
+    """Train the job's arm and roll it out under its suites."""
+    directory = results_path(work, job.task, job.seed)
+    if job.arm.trained:
+        training = train(plan, work, job.task, job.arm, job.seed)
+        summary = read_json(training / SUMMARY)
+        subject = Subject(
+            training / "policy", job.arm.name, job.arm.recipe, summary, fingerprint=summary["policy"]
+        )
+    else:
+        subject = Subject(POLICY, job.arm.name, job.arm.recipe)
+    done = run_suites(
+        subject, job.task, choose(job.suites), plan.n, directory=directory, workers=1, progress=False
+    )
+    return [result for result, _, _ in done]
