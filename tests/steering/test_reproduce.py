@@ -1,0 +1,269 @@
+"""Promises of the reproduction: what it runs, that a kill changes nothing, that records give back what was measured."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from interp.errors import UsageError
+from steering.compare import compare_entries
+from steering.episode import Episode
+from steering.reproduce.experiment import done, run
+from steering.reproduce.plan import FULL, PLANS, Arm, Plan, Study
+from steering.reproduce.records import read_records, write_costs, write_record
+from steering.reproduce.work import alone
+from steering.results import Result
+from steering.suites import SUITES
+from testbed.tasks import PRETRAINING, TARGETS
+
+ROOT = Path(__file__).parents[2]
+
+# ---- the plan
+
+
+def test_the_full_plan_fills_every_cell_of_the_paper_once() -> None:
+    cells = [(job.task, job.arm.name, job.seed, suite) for job in FULL.jobs() for suite in job.suites]
+    assert len(cells) == len(set(cells))
+    suites = ("in-domain", "lighting", "form", "distractors", "paraphrase", "pose-shift", "unseen:pick-mug")
+    suites += tuple(f"forgetting:{task}" for task in PRETRAINING)
+    arms = [
+        "aligned",
+        "paper",
+        "all-heads",
+        "random-k",
+        "bottom-k",
+        "generic-k",
+        "ffn-only",
+        "lora",
+        "full",
+        "retain",
+    ]
+    for task in TARGETS:
+        for arm in arms:
+            for seed in (0, 1, 2):
+                assert {(task, arm, seed, suite) for suite in suites} <= set(cells)
+    base = [(task, suite) for task, arm, _, suite in cells if arm == "base"]
+    assert len(base) == len(set(base)) == 5 * 6 + 5  # what is not the task's own is rolled out for one task
+
+
+def test_a_plan_answers_from_one_seed_before_it_takes_the_next() -> None:
+    seeds = [job.seed for job in FULL.jobs()]
+    assert seeds == sorted(seeds)
+    first = next(iter(FULL.jobs()))
+    assert (first.arm.name, first.seed, first.suites) == ("base", 0, ("in-domain",))
+
+
+def test_arms_are_named_by_what_sets_them_apart() -> None:
+    assert Arm("aligned").name == "aligned"
+    assert Arm("aligned", heads=4, by="atp").name == "aligned-atp-k4"
+    assert Arm("random-k", tower="vlm", demos=5, steps=50).name == "random-k-vlm-demos5-steps50"
+    for plan in PLANS.values():
+        arms = {arm for study in plan.studies for arm in study.arms}
+        assert len({arm.name for arm in arms}) == len(arms)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"studies": ["succes"]}, "unknown study 'succes'"),
+        ({"tasks": ["pick"]}, "unknown task 'pick'"),
+        ({"arms": ["aligned-k5"]}, "unknown arm 'aligned-k5'"),
+        ({"seeds": [-1]}, "seed -1: seeds start at 0"),
+        ({"n": 0}, "n = 0 rollouts"),
+    ],
+)
+def test_a_part_that_the_plan_does_not_have_is_one_line(part: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        FULL.only(**part)
+
+
+# ---- records
+
+
+def result(arm: str, suite: str, wins: str, first: int = 0, **changes: object) -> Result:
+    episodes = [
+        Episode(first + i, won == "1", 10 + i, None if won == "1" else ("time ran out", "dropped")[i % 2])
+        for i, won in enumerate(wins)
+    ]
+    condition = SUITES[suite].condition("cube-in-bowl")
+    return replace(
+        Result(
+            name=arm,
+            arm=arm.split("-k")[0],
+            task="cube-in-bowl",
+            policy=f"pi0-{arm}",
+            episodes=tuple(episodes),
+            trainable_parameters={"expert query rows": 24, "expert output columns": 24},
+            seconds={"train": 12.5, "evaluate": 3.25},
+            peak_memory_mb=800.5,
+            heads=("expert.L0H3", "expert.L1H2"),
+            settings={
+                "rolled_out": condition.task,
+                **condition.options,
+                "execute": 2,
+                "recipe": {"name": "aligned", "betas": [0.9, 0.95]},
+                "seed": 0,
+                "data": "demos-x",
+            },
+            suite=suite,
+            factor=SUITES[suite].factor,
+            created="2026-01-01T00:00:00Z",
+        ),
+        **changes,
+    )
+
+
+def test_records_give_back_what_was_measured_and_say_nothing_of_the_clock(tmp_path: Path) -> None:
+    kept = [
+        (0, result("aligned", "in-domain", "1101")),
+        (0, result("aligned", "lighting", "1001")),
+        (1, result("aligned", "in-domain", "0111", policy="pi0-other")),
+    ]
+    path = write_record(tmp_path, kept, "robosteer reproduce")
+    assert path is not None
+    before = path.read_bytes()
+    write_costs(tmp_path, kept)
+
+    entries = read_records(tmp_path)
+    for (_, was), entry in zip(kept, entries, strict=True):
+        assert entry.arm == "aligned"
+        found = entry.result
+        assert (found.episodes, found.policy, found.heads) == (was.episodes, was.policy, was.heads)
+        assert (found.suite, found.factor, found.condition) == (was.suite, was.factor, was.condition)
+        assert found.seconds["train"] == 12.5
+        assert found.peak_memory_mb == 800.5
+    evaluated = {
+        entry.result.seconds["evaluate"] for entry in entries if entry.result.policy == "pi0-aligned"
+    }
+    assert evaluated == {6.5}  # of all suites
+
+    slower = [
+        (seed, replace(r, seconds={"train": 99.0, "evaluate": 9.0}, created="2027")) for seed, r in kept
+    ]
+    assert write_record(tmp_path, reversed(slower), "robosteer reproduce") == path
+    assert path.read_bytes() == before
+
+
+def test_records_of_several_seeds_are_runs_of_one_arm(tmp_path: Path) -> None:
+    write_record(tmp_path, [(0, result("base", "in-domain", "0101", heads=None))], "")
+    runs = [
+        (seed, result("aligned", "in-domain", wins)) for seed, wins in enumerate(("1111", "0111", "1101"))
+    ]
+    write_record(tmp_path, runs, "")
+    found = compare_entries(read_records(tmp_path))
+    cell = found.cell("aligned", "cube-in-bowl")
+    assert cell is not None
+    assert (cell.runs, cell.n, cell.success.value) == (3, 4, pytest.approx(10 / 12))
+    assert cell.difference is not None
+    assert cell.difference.value == pytest.approx(10 / 12 - 1 / 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "is not JSON"),
+        (lambda text: text.replace('"schema": 1', '"schema": 9'), "schema 9, this version reads 1"),
+        (lambda text: text.replace('"1101"', '"110"'), "is no record of results"),
+        (lambda text: text.replace('"in-domain"', '"in-space"'), "is no record of results"),
+    ],
+)
+def test_a_broken_record_is_named(tmp_path: Path, change, message: str) -> None:
+    path = write_record(tmp_path, [(0, result("aligned", "in-domain", "1101"))], "")
+    assert path is not None
+    path.write_text(change(path.read_text()))
+    with pytest.raises(UsageError, match=message) as caught:
+        read_records(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_records_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="make them with `robosteer reproduce`"):
+        read_records(tmp_path)
+
+
+# ---- the experiment
+
+SMALL = Plan(
+    "quick",
+    (
+        Study("success", "?", (Arm("base"), Arm("aligned", heads=3)), tasks=("press-button-hard",)),
+        Study("more", "?", (Arm("retain", heads=3),), ("in-domain", "lighting"), ("press-button-hard",)),
+    ),
+    seeds=(0,),
+    n=2,
+    demos=2,
+    steps=4,
+)
+
+
+def records(directory: Path) -> dict[str, bytes]:
+    found = sorted(directory.glob("*/*.json"))
+    return {str(path.relative_to(directory)): path.read_bytes() for path in found}
+
+
+@pytest.mark.slow
+def test_an_experiment_that_is_killed_ends_with_the_records_of_one_that_is_not(tmp_path: Path) -> None:
+    script = tmp_path / "reproduce.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom steering.reproduce.experiment import run\n"
+        "from test_reproduce import SMALL\n"
+        "if __name__ == '__main__':\n    run(SMALL, Path(sys.argv[1]), Path(sys.argv[2]), 1)\n"
+    )
+    work, kept = tmp_path / "killed", tmp_path / "killed-results"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/steering"), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, script, work, kept],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (kept / "press-button-hard/base.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    with pytest.raises(UsageError, match=rf"process {process.pid} is reproducing there"):
+        run(SMALL, work, kept, 1, progress=False)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not all(done(SMALL, work, job) for job in SMALL.jobs())
+
+    said: list[str] = []
+    run(SMALL, work, kept, 2, said.append, progress=False)
+    assert not any("base" in line for line in said)  # it was there
+    run(SMALL, tmp_path / "whole", tmp_path / "whole-results", 2, said.append, progress=False)
+    assert records(kept) == records(tmp_path / "whole-results")
+    assert set(records(kept)) == {
+        f"press-button-hard/{arm}.json" for arm in ("base", "aligned-k3", "retain-k3")
+    }
+
+    said.clear()
+    run(SMALL, work, kept, 2, said.append, progress=False)
+    assert not said  # nothing left to do
+    trained = json.loads((kept / "press-button-hard/aligned-k3.json").read_text())["runs"][0]
+    assert len(trained["heads"]) == 3
+    assert sum(trained["trainable_parameters"].values()) == 3 * 4096
+
+
+def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time\nfrom pathlib import Path\nfrom steering.reproduce.work import alone\n"
+            "with alone(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)",
+            tmp_path / "lock",
+        ],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    holder.kill()
+    holder.wait()
+    with alone(tmp_path / "lock"):
+        pass
