@@ -85,7 +85,7 @@ def capture(
     Resumes an interrupted capture, adds towers to a finished one, and returns at once if nothing is missing. Memory
     holds one block of frames. A run of another policy, other data or another seed is refused.
     """
-    demos.for_policy(policy.spec)
+    demos = demos.for_policy(policy.spec)
     wanted = tuple(policy.spec.towers if towers is None else towers)
     for tower in wanted:
         if tower not in policy.spec.towers:

@@ -215,7 +215,7 @@ def explain(
 ) -> Explanation:
     """The explanation of frame `frame` of episode `episode`, both as the data set numbers them."""
     settings = settings or ExplainSettings()
-    demos.for_policy(policy.spec)
+    demos = demos.for_policy(policy.spec)
     chosen = _episode(demos, episode)
     if not 0 <= frame < len(chosen):
         raise UsageError(f"frame {frame}: episode {episode} has frames 0-{len(chosen) - 1}")

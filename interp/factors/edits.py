@@ -218,7 +218,7 @@ def edited_pairs(
     turns = Turns(factor, EDITS[check_factor(factor)], edits)
     if n < 1:
         raise UsageError(f"{n} pairs: need at least one")
-    demos.for_policy(policy.spec)
+    demos = demos.for_policy(policy.spec)
     rng = np.random.default_rng([seed, 11])
     twins = []
     for i in range(n):

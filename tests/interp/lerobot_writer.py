@@ -1,4 +1,4 @@
-"""An independent writer of the LeRobotDataset v3 layout, for the tests: pyarrow and PIL, nothing of ours."""
+"""An independent writer of the LeRobotDataset v3 layout, for the tests: pyarrow, PIL and PyAV, nothing of ours."""
 
 import io
 import json
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,9 +20,15 @@ def write_dataset(
     episodes: Sequence[Mapping[str, Any]],
     fps: float = 10,
     episodes_per_file: int = 2,
+    codec: str | None = None,
+    group: int = 2,
 ) -> Path:
-    """Each episode: {"task": str, "state": [T, d], "action": [T, a], "images": {camera: u8 [T, h, w, 3]}}."""
-    cameras = list(episodes[0]["images"])
+    """Each episode: {"task": str, "state": [T, d], "action": [T, a], "images": {camera: u8 [T, h, w, 3]}}.
+
+    With a `codec` images go to films, `group` pictures to a key frame, all episodes of a data file in one.
+    """
+    all_cameras = list(episodes[0]["images"])
+    cameras = [] if codec else all_cameras
     tasks = sorted({episode["task"] for episode in episodes})
     metas = []
     index = 0
@@ -49,8 +56,16 @@ def write_dataset(
             table = pa.table(columns)
             writer = writer or pq.ParquetWriter(file, table.schema)
             writer.write_table(table)
+            place = {}
+            for camera in all_cameras if codec else []:
+                start = sum(len(episodes[i]["action"]) for i in range(first, e))
+                video = f"videos/observation.images.{camera}"
+                place[f"{video}/chunk_index"], place[f"{video}/file_index"] = 0, number
+                place[f"{video}/from_timestamp"] = start / fps
+                place[f"{video}/to_timestamp"] = (start + length) / fps
             metas.append(
                 {
+                    **place,
                     "episode_index": e,
                     "tasks": [episode["task"]],
                     "length": length,
@@ -63,15 +78,22 @@ def write_dataset(
             index += length
         assert writer is not None
         writer.close()
+        for camera in all_cameras if codec else []:
+            film = path / f"videos/observation.images.{camera}/chunk-000/file-{number:03d}.mp4"
+            shown = [e["images"][camera] for e in episodes[first : first + episodes_per_file]]
+            _film(film, np.concatenate(shown), fps, str(codec), group)
     (path / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(metas), path / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
     pq.write_table(
         pa.table({"task_index": list(range(len(tasks))), "__index_level_0__": tasks}),
         path / "meta" / "tasks.parquet",
     )
-    height, width = episodes[0]["images"][cameras[0]].shape[1:3] if cameras else (0, 0)
     features: dict[str, Any] = {
-        f"observation.images.{camera}": {"dtype": "image", "shape": [height, width, 3]} for camera in cameras
+        f"observation.images.{camera}": {
+            "dtype": "video" if codec else "image",
+            "shape": list(episodes[0]["images"][camera].shape[1:]),
+        }
+        for camera in all_cameras
     }
     for name, key in (("observation.state", "state"), ("action", "action")):
         features[name] = {"dtype": "float32", "shape": [episodes[0][key].shape[1]]}
@@ -81,6 +103,9 @@ def write_dataset(
         "total_episodes": len(episodes),
         "total_frames": index,
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+        if codec
+        else None,
         "features": features,
     }
     (path / "meta" / "info.json").write_text(json.dumps(info))
@@ -95,6 +120,17 @@ def _png(image: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG")
     return stream.getvalue()
+
+
+def _film(file: Path, images: np.ndarray, fps: float, codec: str, group: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream(codec, rate=int(fps), options={"g": str(group)})
+        stream.height, stream.width = images.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def random_episodes(

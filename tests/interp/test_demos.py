@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lerobot_writer import random_episodes, write_dataset
@@ -158,14 +159,6 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
         Demonstrations.open(tmp_path)
 
 
-def test_videos_are_refused_clearly(copy: Path) -> None:
-    info = json.loads((copy / "meta/info.json").read_text())
-    info["features"]["observation.images.front"]["dtype"] = "video"
-    (copy / "meta/info.json").write_text(json.dumps(info))
-    with pytest.raises(UsageError, match=r"observation\.images\.front is stored as video"):
-        Demonstrations.open(copy)
-
-
 def test_an_older_format_is_refused_clearly(copy: Path) -> None:
     info = json.loads((copy / "meta/info.json").read_text())
     (copy / "meta/info.json").write_text(json.dumps({**info, "codebase_version": "v2.1"}))
@@ -199,6 +192,42 @@ def test_missing_metadata_is_an_error(copy: Path, file: str) -> None:
     (copy / file).unlink()
     with pytest.raises(UsageError, match="meta/"):
         Demonstrations.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("action", [float("nan")] * 7, "action of episode 0, frame 2 is not finite"),
+        ("action", [0.0] * 6, "action has 6 to 7 dimensions"),
+        ("action", None, "action has empty cells"),
+        ("task_index", 7, "task 7 of episode 0 has no instruction"),
+        ("episode_index", 9, "episode 0 has 5 frames in meta/episodes and 4 in data"),
+        ("frame_index", 3, "episode 0 lacks frames"),
+    ],
+)
+def test_a_wrong_cell_is_named(copy: Path, column: str, value: object, message: str) -> None:
+    file = copy / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    cells = table[column].to_pylist()
+    cells[2] = value
+    at = table.column_names.index(column)
+    pq.write_table(table.set_column(at, column, pa.array(cells, table.schema.field(at).type)), file)
+    with pytest.raises(UsageError, match=message):
+        Demonstrations.open(copy)
+
+
+def test_a_broken_image_is_named(copy: Path) -> None:
+    file = copy / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    name = "observation.images.front"
+    cells = table[name].to_pylist()
+    cells[3]["bytes"] = cells[3]["bytes"][:60]
+    at = table.column_names.index(name)
+    pq.write_table(table.set_column(at, name, pa.array(cells, table.schema.field(at).type)), file)
+    demos = Demonstrations.open(copy)
+    demos.observation(2)
+    with pytest.raises(UsageError, match=r"observation\.images\.front of row 3 is no image"):
+        demos.observation(3)
 
 
 def test_frames_out_of_range_are_an_error(demos: Demonstrations) -> None:
