@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import interp.data.verbs
 import interp.verbs
 import steering.verbs
 import testbed.verbs
@@ -38,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
     from testbed.variation import TestbedError
 
     try:
-        arguments.run_verb(arguments)
+        status: int | None = arguments.run_verb(arguments)
     except (UsageError, TestbedError) as error:
         print(f"robosteer {arguments.verb}: {error}", file=sys.stderr)
         return 2
@@ -47,7 +48,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return status or 0
 
 
 def app(a: argparse.Namespace) -> None:
@@ -107,6 +109,7 @@ def _say(*words: object) -> None:
 VERBS = (
     (demo, _demo_takes),
     *testbed.verbs.VERBS,
+    *interp.data.verbs.VERBS,
     *interp.verbs.VERBS,
     *steering.verbs.VERBS,
     (app, _app_takes),

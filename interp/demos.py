@@ -52,6 +52,7 @@ class Demonstrations:
     instructions: tuple[str, ...]
     task: Int[np.ndarray, " frame"]
     """Every frame's place in `instructions`: within an episode the task may change."""
+    layout: Layout
     _images: FrameStore
 
     # ---- opening
@@ -80,6 +81,7 @@ class Demonstrations:
             fingerprint=layout.fingerprint(),
             instructions=instructions,
             task=task,
+            layout=layout,
             _images=FrameStore(layout, numbers),
         )
 

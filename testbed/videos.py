@@ -7,6 +7,7 @@ in random order. The encodings are those that LeRobot writes, h264 and AV1 with 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,7 +17,9 @@ from typing import Any
 import av
 from PIL import Image
 
-CODECS = {"h264": ("libx264", {"crf": "18"}), "av1": ("libsvtav1", {"crf": "30", "preset": "10"})}
+os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder tells its whole configuration otherwise
+
+CODECS = {"h264": ("libx264", {"crf": "18"}), "av1": ("libsvtav1", {"crf": "30", "preset": "8"})}
 """Encoder and its quality, by the name of the codec."""
 
 
@@ -34,17 +37,18 @@ class VideoWriter:
     file_mb: int
     _file: int = -1
     _frames: int = 0
+    _bytes: int = 0
     _container: Any = field(default=None, repr=False)
 
     def add(self, images: Sequence[bytes]) -> dict[str, Any]:
         """Append an episode; returns the columns that say where it is."""
-        if self._container is None or self._path.stat().st_size >= self.file_mb * 2**20:
+        if self._container is None or self._bytes >= self.file_mb * 2**20:
             self._next()
         start = self._frames
         for image in images:
             frame = av.VideoFrame.from_image(Image.open(io.BytesIO(image)).convert("RGB"))
             frame.pts, frame.time_base = self._frames, self._stream.codec_context.time_base
-            self._container.mux(self._stream.encode(frame))
+            self._mux(frame)
             self._frames += 1
         chunk, file = divmod(self._file, self.files_a_chunk)
         return {
@@ -56,7 +60,7 @@ class VideoWriter:
 
     def close(self) -> None:
         if self._container is not None:
-            self._container.mux(self._stream.encode())
+            self._mux(None)
             self._container.close()
             self._container = None
 
@@ -80,9 +84,15 @@ class VideoWriter:
         name = self.template.format(video_key=self.feature, chunk_index=chunk, file_index=file)
         return self.directory / name
 
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        """Encode a frame, or what is left; the encoder answers when it likes."""
+        packets = self._stream.encode(frame)
+        self._bytes += sum(packet.size for packet in packets)
+        self._container.mux(packets)
+
     def _next(self) -> None:
         self.close()
-        self._file, self._frames = self._file + 1, 0
+        self._file, self._frames, self._bytes = self._file + 1, 0, 0
         self._path.parent.mkdir(parents=True, exist_ok=True)
         assert self.codec is not None
         encoder, quality = CODECS[self.codec]

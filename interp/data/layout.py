@@ -188,9 +188,9 @@ class Layout:
         length = sum(len(table) for table in tables)
         if not length:
             raise UsageError(f"demonstrations {self.path} have no frames")
-        episode = _column(tables, "episode_index", self.path)[:, 0].astype(np.int64)
+        episode = rows_of(tables, "episode_index", self.path)[:, 0].astype(np.int64)
         if "frame_index" in tables[0].column_names:
-            frame = _column(tables, "frame_index", self.path)[:, 0].astype(np.int64)
+            frame = rows_of(tables, "frame_index", self.path)[:, 0].astype(np.int64)
         else:
             frame = _count_within(episode)
         order = np.lexsort((frame, episode))
@@ -201,9 +201,9 @@ class Layout:
 
         task = time = None
         if "task_index" in tables[0].column_names:
-            task = sort(_column(tables, "task_index", self.path)[:, 0].astype(np.int64))
+            task = sort(rows_of(tables, "task_index", self.path)[:, 0].astype(np.int64))
         if "timestamp" in tables[0].column_names:
-            time = sort(_column(tables, "timestamp", self.path)[:, 0])
+            time = sort(rows_of(tables, "timestamp", self.path)[:, 0])
         frame = sort(frame)
         return Numbers(
             row=order,
@@ -216,8 +216,8 @@ class Layout:
         )
 
     def _vectors(self, tables: Sequence[pa.Table], names: Sequence[str]) -> Float[np.ndarray, "frame dim"]:
-        parts = [_column(tables, name, self.path) for name in names]
-        return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)).astype(np.float32, copy=False)
+        parts = [rows_of(tables, name, self.path) for name in names]
+        return np.concatenate(parts, axis=1, dtype=np.float32, casting="unsafe")
 
     def _read(self, file: Path) -> pa.Table:
         wanted = [*self.states, *self.actions]
@@ -286,7 +286,7 @@ def _count_within(episode: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
     return places
 
 
-def _column(tables: Sequence[pa.Table], name: str, path: Path) -> np.ndarray:
+def rows_of(tables: Sequence[pa.Table], name: str, path: Path) -> np.ndarray:
     """[row, dim] of numbers, whatever arrow type holds them."""
     chunks = [_rows(chunk, name, path) for table in tables for chunk in table[name].chunks if len(chunk)]
     widths = {chunk.shape[1] for chunk in chunks}
