@@ -84,7 +84,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Signals:
-    """What happened in every captured frame. Rows are the `frame` axis of the activations; robot units."""
+    """What happened in every captured frame. Rows are the `frame` axis of the activations; robot units.
+
+    The state has no dimensions where it is not known, as in a run that was read from an activations file.
+    """
 
     episode: Int[np.ndarray, " frame"]
     frame: Int[np.ndarray, " frame"]
@@ -101,16 +104,15 @@ class Signals:
             flat = values.reshape(len(values), -1).astype(np.float32)
             return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
 
-        return pa.table(
-            {
-                "episode": pa.array(self.episode, pa.int64()),
-                "frame": pa.array(self.frame, pa.int64()),
-                "instruction": pa.array(self.instruction, pa.string()),
-                "state": rows(self.state),
-                "action": rows(self.action),
-                "prediction": rows(self.prediction),
-            }
-        )
+        columns = {
+            "episode": pa.array(self.episode, pa.int64()),
+            "frame": pa.array(self.frame, pa.int64()),
+            "instruction": pa.array(self.instruction, pa.string()),
+            "state": rows(self.state) if self.state.shape[1] else None,
+            "action": rows(self.action),
+            "prediction": rows(self.prediction),
+        }
+        return pa.table({name: column for name, column in columns.items() if column is not None})
 
     @classmethod
     def from_table(cls, table: pa.Table, horizon: int) -> "Signals":
@@ -123,7 +125,7 @@ class Signals:
             episode=table["episode"].to_numpy(),
             frame=table["frame"].to_numpy(),
             instruction=table["instruction"].to_pylist(),
-            state=rows("state"),
+            state=rows("state") if "state" in table.column_names else np.empty((len(table), 0), np.float32),
             action=rows("action"),
             prediction=prediction.reshape(len(table), horizon, -1),
         )

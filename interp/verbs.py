@@ -69,7 +69,7 @@ def rank(a: Namespace) -> None:
     scores = rank_heads(run, settings, towers=towers, n=a.top, greedy=a.greedy, seed=a.seed, progress=True)
     path = run.save_scores(scores, a.name)
     for tower in towers:
-        best = ", ".join(f"{h} {scores.score(h):.4g}" for h in scores.best(5, tower))
+        best = ", ".join(f"{h} {scores.score(h):.4g}" for h in scores.ranked(tower)[:5])
         null = scores.tower(tower).null
         chance = f"; chance {null.mean:.4g} (95 % {null.low:.4g} to {null.high:.4g})" if null else ""
         print(f"{tower}: best {best} [{scores.units}]{chance}")

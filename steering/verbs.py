@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,16 @@ def select(a: Namespace) -> None:
     """Choose heads by rank, at random or by hand, and save them as a heads file of the run."""
     from interp.heads import Head
     from interp.knn import best_add, topk
-    from steering.headset import HeadSet, best_heads, random_heads, worst_heads
+    from interp.runs import read_json
+    from steering.headset import HeadSet, best_heads, parse_heads, random_heads, worst_heads
 
     run = open_run(a.run)
-    if a.heads:
+    if a.heads and Path(a.heads).is_file():
+        published = parse_heads(read_json(a.heads), a.tower, f"heads file {a.heads}")
+        published.check(run.spec, run.policy, f"heads file {a.heads}")
+        name = a.name or Path(a.heads).stem
+        chosen = replace(published, policy=run.policy, method=published.method or "published")
+    elif a.heads:
         given = HeadSet(tuple(map(Head.parse, a.heads.split(","))), run.policy, "by hand", data=run.data)
         given.check(run.spec, run.policy)
         name, chosen = a.name or "by-hand", given
@@ -49,7 +56,10 @@ def _select_takes(p: ArgumentParser) -> None:
     p.add_argument("--method", default="knn", help="name of the scores")
     p.add_argument("--tower", default="expert")
     p.add_argument("--top", type=int, default=12, help="number of heads")
-    p.add_argument("--heads", help="by hand: expert.L3H5,expert.L4H0")
+    p.add_argument(
+        "--heads",
+        help="by hand: expert.L3H5,expert.L4H0; or a heads file, ours or the published form (of --tower)",
+    )
     p.add_argument("--name", help="name of the selection")
     p.add_argument("--seed", type=int, default=0)
 

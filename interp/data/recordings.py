@@ -140,13 +140,13 @@ def _listed(sizes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 @contextmanager
-def appearing(path: str | Path) -> Iterator[Path]:
+def appearing(path: str | Path, temporary: Path | None = None) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when the block ends well and removed when it does not."""
     path = Path(path)
     if path.exists():
         raise UsageError(f"{path} already exists: remove it or choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = temporary or path.with_name(f".{path.name}.partial")
     _remove(temporary)
     try:
         yield temporary

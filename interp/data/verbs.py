@@ -1,4 +1,6 @@
-"""`robosteer demos`: look at demonstrations, check them, bring them in and take them elsewhere."""
+"""`robosteer demos`: look at demonstrations, check them, bring them in and take them elsewhere; and the same for
+published activations files: `robosteer activations`.
+"""
 
 from __future__ import annotations
 
@@ -281,5 +283,42 @@ def _refuse(a: Namespace, form: str, *options: str) -> None:
             raise UsageError(f"--{option} means nothing for {form}")
 
 
+# ---- activations
+
+
+def activations(a: Namespace) -> None:
+    """Read an activations file in the published form (HDF5) into a run, or write one from a run."""
+    from interp.data.activations import read, write
+    from interp.runs import Run
+
+    if a.activations_verb == "export":
+        write(Run.open(a.run), a.file)
+        print(a.file)
+        return
+    policy = None
+    if a.policy:
+        from interp.policies import load_policy
+
+        policy = load_policy(a.policy)
+    run = read(a.file, a.run, policy=policy, command=["robosteer", "activations", "import", a.file])
+    tokens = ", ".join(f"{tower} {' and '.join(run.tokens(tower))}" for tower in run.info["captured"])
+    print(
+        f"{run.path}: {run.info['data']['frames']} frames of {len(run.info['data']['episodes'])} episodes, {tokens}"
+    )
+
+
+def _activations_takes(p: ArgumentParser) -> None:
+    verbs = p.add_subparsers(dest="activations_verb", required=True, metavar="WHAT")
+    reading = verbs.add_parser("import", help="make a run from a file, to rank its heads")
+    reading.add_argument(
+        "file", help="task/episode_000/frame_0000/{first_action_token_attn, action_label, ...}"
+    )
+    reading.add_argument("--run", required=True, help="run directory to make")
+    reading.add_argument("--policy", help="the policy that the file is of, if its heads are to be trained")
+    writing = verbs.add_parser("export", help="write a run's activations as such a file")
+    writing.add_argument("file", help=".hdf5 file to write")
+    writing.add_argument("--run", required=True, help="run with expert activations")
+
+
 Verb = tuple[Callable[[Namespace], int | None], Callable[[ArgumentParser], None]]
-VERBS: tuple[Verb, ...] = ((demos, _demos_takes),)
+VERBS: tuple[Verb, ...] = ((demos, _demos_takes), (activations, _activations_takes))
