@@ -192,6 +192,9 @@ def _images(layout: Layout, every: bool, progress: bool) -> Iterator[str]:
         numbers = layout.read_numbers()
     except UsageError:
         return  # said already
+    known = [episode.index for episode in layout.episodes]
+    if not np.isin(numbers.episode, known).all():
+        return  # said, too: whose film a frame is in is not known
     store = FrameStore(layout, numbers)
     bar = tqdm(total=len(layout.episodes), desc="images", unit="episode", disable=not progress)
     with bar:

@@ -106,6 +106,31 @@ def test_a_truncated_film_is_an_error_that_names_the_file(copy: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_truncated_film_whose_index_comes_first_is_an_error_too(copy: Path) -> None:
+    """As LeRobot writes them when it joins episodes: the file opens, and its last pictures are gone."""
+    film = copy / FILM
+    with (
+        av.open(str(film)) as old,
+        av.open(str(copy / "new.mp4"), "w", options={"movflags": "faststart"}) as new,
+    ):
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    whole = (copy / "new.mp4").read_bytes()
+    film.write_bytes(whole)
+    demos = Demonstrations.open(copy)
+    last = demos.observation(len(demos) - 1).images["front"]
+    assert np.array_equal(last, _decoded(copy, "front")[-1])
+    film.write_bytes(whole[: len(whole) * 7 // 10])
+    demos = Demonstrations.open(copy)
+    demos.observation(21)
+    with pytest.raises(UsageError, match=r"file-001\.mp4 (is broken|has no frame at 4\.300 s)") as caught:
+        demos.observation(len(demos) - 1)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_film_that_is_too_short_is_an_error_that_names_the_time(copy: Path) -> None:
     shutil.copy(copy / "videos/observation.images.front/chunk-000/file-000.mp4", copy / FILM)
     demos = Demonstrations.open(copy)
