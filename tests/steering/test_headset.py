@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+import robosteer
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies import Policy, load_policy
+from interp.runs import Run
 from interp.scores import HeadScores
 from steering.headset import (
     HeadSet,
@@ -60,6 +62,37 @@ def test_a_set_as_published_for_pi05_is_read() -> None:
     pairs += [[9, 5], [9, 0], [4, 4], [3, 1], [5, 3], [4, 7], [8, 6], [2, 6], [7, 0], [7, 6]]
     heads = parse_heads({"trainable_head_indices": pairs}).heads
     assert [[h.layer, h.index] for h in heads] == pairs
+
+
+@pytest.mark.parametrize("tower", ["expert", "vlm"])
+def test_a_published_file_becomes_a_selection_of_a_run_and_is_written_as_published(
+    policy: Policy, tmp_path: Path, tower: str
+) -> None:
+    """As the published configurations have them: pairs, and how they were found, which their reader ignores."""
+    pairs = [[1, 2], [0, 3], [1, 0]]
+    file = tmp_path / "place_marker.json"
+    file.write_text(json.dumps({"trainable_head_indices": pairs, "best_k": 20, "cv_mse": 0.031}))
+    demos = {"fingerprint": "demos-1"}
+    run = Run.create(tmp_path / "run", policy=policy.fingerprint, source="x", spec=policy.spec, data=demos)
+    assert robosteer.main(["select", "--run", str(run.path), "--heads", str(file), "--tower", tower]) == 0
+    selection = run.selections["place_marker"]
+    assert read_heads(selection, policy).heads == tuple(Head(tower, *pair) for pair in pairs)
+    written = json.loads(selection.read_text())
+    assert written["trainable_head_indices"] == pairs
+    assert written["method"] == "published"
+
+
+def test_published_heads_that_the_run_lacks_or_that_are_dead_are_refused(
+    policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demos = {"fingerprint": "demos-1"}
+    run = Run.create(tmp_path / "run", policy=policy.fingerprint, source="x", spec=policy.spec, data=demos)
+    for pair, message in (([17, 0], "vlm.L17H0: tower vlm has 3 layers"), ([2, 0], "vlm.L2H0 is dead")):
+        (tmp_path / "h.json").write_text(json.dumps({"trainable_head_indices": [[0, 0], pair]}))
+        words = ["select", "--run", str(run.path), "--heads", str(tmp_path / "h.json"), "--tower", "vlm"]
+        assert robosteer.main(words) == 2
+        assert message in capsys.readouterr().err
+    assert not run.selections
 
 
 def test_sets_of_two_towers_have_no_ambiguous_published_form(tmp_path: Path) -> None:
