@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from jaxtyping import UInt8
 
+# The folder of this file is a package `lerobot` for Python, too: only the real one has data sets.
 pytest.importorskip(
-    "lerobot", reason="needs LeRobot, which lives in an environment of its own: make test-lerobot"
+    "lerobot.datasets.lerobot_dataset", reason="needs LeRobot, in its own environment: make test-lerobot"
 )
 
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -89,6 +90,12 @@ def theirs(
         "local/theirs", FPS, features, root=path, use_videos=bool(request.param),
         **({"vcodec": request.param} if request.param else {}),
     )  # fmt: skip
+    _record(dataset, episodes)
+    return path
+
+
+def _record(dataset: Any, episodes: list[dict]) -> None:
+    """With LeRobot's own calls."""
     for episode in episodes:
         for f in range(len(episode["action"])):
             images = {f"observation.images.{c}": v[f] for c, v in episode["images"].items()}
@@ -98,7 +105,6 @@ def theirs(
             )
         dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
-    return path
 
 
 def lerobot(path: Path, **options: Any) -> Any:
@@ -239,15 +245,7 @@ def test_episodes_that_lerobot_spread_over_files_are_read(
     }
     dataset = LeRobotDataset.create("local/small", FPS, features, root=path, use_videos=True, vcodec="h264")
     dataset.meta.update_chunk_settings(chunks_size=2, data_files_size_in_mb=1e-6, video_files_size_in_mb=1e-6)
-    for episode in episodes:
-        for f in range(len(episode["action"])):
-            images = {f"observation.images.{c}": v[f] for c, v in episode["images"].items()}
-            numbers = {"observation.state": episode["state"][f], "action": episode["action"][f]}
-            dataset.add_frame(
-                {**images, **numbers, "observation.effort": episode["effort"][f], "task": episode["task"]}
-            )
-        dataset.save_episode(parallel_encoding=False)
-    dataset.finalize()
+    _record(dataset, episodes)
     assert len(list(path.glob("videos/observation.images.front/*/*.mp4"))) == 3
     assert (path / "videos/observation.images.front/chunk-001").is_dir()
     same(Demonstrations.open(path), lerobot(path))
