@@ -17,7 +17,8 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float
 
-from interp.policies import Observation, Policy
+from interp.policies import Policy
+from steering.fit import seen_by
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ def rollout(
     execute: int,
     options: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
+    cameras: Mapping[str, str] | None = None,
 ) -> Episode:
     """One episode in this process: sample a chunk, run its first `execute` actions, look again.
 
-    Where the environment can (`Advances`), only what the policy looks at is rendered.
+    `cameras` names the environment's image for each camera of the policy (steering/fit.py), if the names differ. Where
+    the environment can (`Advances`), only what the policy looks at is rendered.
     """
     observation, info = env.reset(seed=seed, options=dict(options) if options else None)
     act, look = _hands_and_eyes(env)
@@ -76,7 +79,7 @@ def rollout(
         if steps:
             observation = look()
         noise = policy.noise(1, seed=noise_seed(seed, steps))
-        chunk = policy.sample(policy.batch([Observation(**observation)]), noise)[0, :execute].cpu().numpy()
+        chunk = policy.sample(policy.batch([seen_by(observation, cameras)]), noise)[0, :execute].cpu().numpy()
         for i, action in enumerate(chunk):
             _, terminated, truncated, info = act(action)
             steps, over = steps + 1, terminated or truncated

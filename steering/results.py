@@ -33,7 +33,7 @@ from steering.stats import Interval, paired_bootstrap, wilson
 SCHEMA = 1
 IN_DOMAIN = "in-domain"
 Factor = Literal["visual", "linguistic", "physical"]
-CONDITION = ("variation", "paraphrase", "other_object")
+CONDITION = ("variation", "paraphrase", "other_object", "variant")
 """Settings that change an episode of a given task and seed."""
 
 

@@ -76,13 +76,15 @@ def evaluate(
     execute: int | None = None,
     env: str = TABLETOP,
     env_options: Mapping[str, Any] | None = None,
+    cameras: Mapping[str, str] | None = None,
     progress: bool = True,
     directory: Path | None = None,
 ) -> Evaluation:
     """Roll out a policy (directory or name, as for `load_policy`) on n seeded episodes of a task.
 
     `execute` is how many actions of a chunk run before the next sample; the policy's own setting by default.
-    `variation` goes to the environment's reset. Raises UsageError for a bad task, policy or variation, and
+    `variation` goes to the environment's reset; `cameras` says which of its images a camera of the policy sees, where
+    names do not tell (steering/fit.py). Raises UsageError for a bad task, policy or variation, and
     RolloutError when a worker dies; Ctrl-C ends all workers.
     """
     condition = Condition(task, {"variation": dict(variation)} if variation else {})
@@ -95,6 +97,7 @@ def evaluate(
         execute=execute,
         env=env,
         env_options=env_options,
+        cameras=cameras,
         progress=progress,
         directory=directory,
     )
@@ -113,6 +116,7 @@ def evaluate_all(
     execute: int | None = None,
     env: str = TABLETOP,
     env_options: Mapping[str, Any] | None = None,
+    cameras: Mapping[str, str] | None = None,
     progress: bool = True,
     directory: Path | None = None,
 ) -> Generator[Evaluation]:
@@ -133,7 +137,7 @@ def evaluate_all(
     seeds = range(seed0, seed0 + n)
     orders = [Order(i, s) for i in range(len(conditions)) for s in seeds if s not in done[i]]
     missing = [len(set(seeds) - episodes.keys()) for episodes in done]
-    job = Job(str(policy), tuple(conditions), env, dict(env_options or {}), execute)
+    job = Job(str(policy), tuple(conditions), env, dict(env_options or {}), execute, cameras or {})
     started = time.perf_counter()
     with Workers(job, min(workers, max(1, len(orders)))) as pool:
         pool.wait_until_loaded()  # bad input is told before a bar is drawn
@@ -153,13 +157,18 @@ def evaluate_all(
                     policy=pool.fingerprint,
                     episodes=tuple(done[i][seed] for seed in sorted(done[i])),
                     seconds=now - started,
-                    settings=settings_of(condition, policy, seed0, pool.execute, env),
+                    settings=settings_of(condition, policy, seed0, pool.execute, env, cameras),
                 )
                 started = now
 
 
 def settings_of(
-    condition: Condition, policy: str | Path, seed0: int, execute: int | None, env: str
+    condition: Condition,
+    policy: str | Path,
+    seed0: int,
+    execute: int | None,
+    env: str,
+    cameras: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What an evaluation was asked for, as JSON keeps it."""
     asked = {
@@ -170,6 +179,7 @@ def settings_of(
         **condition.options,
         "rolled_out": condition.task,
         "env": env,
+        **({"cameras": cameras} if cameras else {}),
     }
     return dict(json.loads(json.dumps(asked)))
 
@@ -184,6 +194,7 @@ def film(
     execute: int | None = None,
     env: str = TABLETOP,
     env_options: Mapping[str, Any] | None = None,
+    cameras: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Path, Episode]]:
     """Film episodes by seed to gif or mp4 files, in a worker as they are scored in: bit for bit the same episodes.
 
@@ -195,7 +206,8 @@ def film(
         if seed < 0:
             raise UsageError(f"video of seed {seed}: episode seeds start at 0")
     orders = [Order(0, seed, Path(path), title or condition.task) for seed, path in films.items()]
-    job = Job(str(policy), (condition,), env, {"render_mode": "rgb_array", **(env_options or {})}, execute)
+    options = {"render_mode": "rgb_array", **(env_options or {})}
+    job = Job(str(policy), (condition,), env, options, execute, cameras or {})
     with Workers(job, 1) as pool:
         pool.wait_until_loaded()
         for order, episode in pool.run(orders):

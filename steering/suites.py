@@ -82,22 +82,30 @@ _SUITES = (
 
 SUITES: Mapping[str, Suite] = {suite.name: suite for suite in _SUITES}
 FACTORS: tuple[Factor, ...] = ("visual", "linguistic", "physical")
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "all": tuple(SUITES),
-    **{factor: tuple(s.name for s in _SUITES if s.factor == factor) for factor in FACTORS},
-    "unseen": tuple(name for name in SUITES if name.startswith("unseen:")),
-    "forgetting": tuple(name for name in SUITES if name.startswith("forgetting:")),
-}
 
 
-def choose(names: Iterable[str]) -> tuple[Suite, ...]:
-    """Suites by their names or by a group's (`all`, a factor, `unseen`, `forgetting`), each once, in order."""
-    chosen: dict[str, Suite] = {}
+def groups_of(suites: Mapping[str, Suite]) -> Mapping[str, tuple[str, ...]]:
+    """Names for several suites at once: `all`, a factor, `unseen`, `forgetting`; those that are not empty."""
+    groups: dict[str, tuple[str, ...]] = {
+        "all": tuple(suites),
+        **{factor: tuple(s.name for s in suites.values() if s.factor == factor) for factor in FACTORS},
+        "unseen": tuple(name for name in suites if name.startswith("unseen:")),
+        "forgetting": tuple(name for name in suites if name.startswith("forgetting:")),
+    }
+    return {name: members for name, members in groups.items() if members}
+
+
+GROUPS = groups_of(SUITES)
+
+
+def choose(names: Iterable[str], suites: Mapping[str, Suite] = SUITES) -> tuple[Suite, ...]:
+    """Suites by their names or by a group's, each once, in the order of `suites`."""
+    groups, chosen = groups_of(suites), set[str]()
     for name in names:
-        if name not in SUITES and name not in GROUPS:
-            raise unknown("suite", name, [*GROUPS, *SUITES])
-        chosen |= {each: SUITES[each] for each in GROUPS.get(name, (name,))}
-    return tuple(suite for suite in SUITES.values() if suite.name in chosen)
+        if name not in suites and name not in groups:
+            raise unknown("suite", name, [*groups, *suites])
+        chosen.update(groups.get(name, (name,)))
+    return tuple(suite for suite in suites.values() if suite.name in chosen)
 
 
 def custom(variation: Mapping[str, Any]) -> Suite:
@@ -134,6 +142,7 @@ def run_suites(
     workers: int = 2,
     env: str = TABLETOP,
     env_options: Mapping[str, Any] | None = None,
+    cameras: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Iterator[tuple[Result, Path | None, int]]:
     """Yield (result, its file, episodes run now) of every suite as it is done; one set of workers serves all.
@@ -151,7 +160,7 @@ def run_suites(
     earlier = [
         None
         if again or path is None
-        else _earlier(path, subject, settings_of(condition, subject.policy, seed0, execute, env))
+        else _earlier(path, subject, settings_of(condition, subject.policy, seed0, execute, env, cameras))
         for path, condition in zip(paths, conditions, strict=True)
     ]
     seeds = range(seed0, seed0 + n)
@@ -175,6 +184,7 @@ def run_suites(
         execute=execute,
         env=env,
         env_options=env_options,
+        cameras=cameras,
         progress=progress,
     )
     with closing(evaluations):

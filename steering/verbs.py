@@ -145,6 +145,7 @@ def evaluate(a: Namespace) -> None:
     from tqdm import tqdm
 
     from steering import suites
+    from steering.environments import place
     from steering.results import file_stem
     from steering.rollouts import film
     from steering.video import check_format
@@ -152,11 +153,13 @@ def evaluate(a: Namespace) -> None:
     run = open_run(a.run) if a.run else None
     check_format(a.video_format)
     variation = _variation(a.vary)
-    chosen = (suites.custom(variation),) if variation else suites.choose(a.suite)
+    where = place(a.env, a.task)
+    cameras = {camera: str(image) for camera, image in _pairs("--camera", a.camera).items()}
+    chosen = (suites.custom(variation),) if variation else suites.choose(a.suite, where.suites)
     subject = _subject(a, run)
     done = suites.run_suites(
         subject,
-        a.task,
+        where.task,
         chosen,
         a.n,
         a.seed,
@@ -165,6 +168,9 @@ def evaluate(a: Namespace) -> None:
         against=a.against if run else None,
         again=a.again,
         workers=a.workers,
+        env=where.env,
+        env_options=where.options,
+        cameras=cameras,
     )
     results = []
     for result, path, new in done:
@@ -178,13 +184,22 @@ def evaluate(a: Namespace) -> None:
         tqdm.write(line + (f"\n  {path}{'' if new else ' (was there)'}" if path else ""))
     for suite, result in zip(chosen, results, strict=True) if a.video else ():
         folder = run.path / "videos" if run else Path()
-        stem = file_stem(subject.name if run else f"{subject.name}-{a.task}", suite.name)
+        task = where.task.replace(":", "-")
+        stem = file_stem(subject.name if run else f"{subject.name}-{task}", suite.name)
         films = {seed: folder / f"{stem}-seed{seed}.{a.video_format}" for seed in a.video}
         scored = {e.seed: e for e in result.episodes}
-        condition, title = suite.condition(a.task), _about(result)
-        for file, episode in film(
-            subject.policy, condition, films, title=title, scored=scored, execute=result.settings["execute"]
-        ):
+        shown = film(
+            subject.policy,
+            suite.condition(where.task),
+            films,
+            title=_about(result),
+            scored=scored,
+            execute=result.settings["execute"],
+            env=where.env,
+            env_options=where.options,
+            cameras=cameras,
+        )
+        for file, episode in shown:
             print(f"{file}: {episode.failure or 'success'} after {episode.steps} steps")
 
 
@@ -212,7 +227,19 @@ def _subject(a: Namespace, run: Run | None) -> Subject:
 
 def _evaluate_takes(p: ArgumentParser) -> None:
     p.add_argument("--policy", help="directory or name (the run's base policy by default)")
-    p.add_argument("--task", required=True, help="what the policy was adapted to; suites start from it")
+    p.add_argument("--task", help="what the policy was adapted to; suites start from it")
+    p.add_argument(
+        "--env",
+        default="tabletop",
+        help="tabletop, a LIBERO task such as libero_spatial:3 (docs/libero.md), or module:id of a gymnasium.Env",
+    )
+    p.add_argument(
+        "--camera",
+        nargs="+",
+        default=[],
+        metavar="CAMERA=IMAGE",
+        help="the environment's image for a camera of the policy, where names do not tell",
+    )
     p.add_argument("--run", help="run that keeps the results")
     p.add_argument("--name", help="name of the results")
     p.add_argument("--against", help="results of the run to pair with, suite by suite")
@@ -222,7 +249,8 @@ def _evaluate_takes(p: ArgumentParser) -> None:
         default=["in-domain"],
         metavar="SUITE",
         help="lighting, form, distractors, camera, paraphrase, other-object, pose-shift, robot-start, gripper-offset, "
-        "unseen:TASK, forgetting:TASK, or all of visual, linguistic, physical, unseen, forgetting, all",
+        "unseen:TASK, forgetting:TASK, or all of visual, linguistic, physical, unseen, forgetting, all; "
+        "in LIBERO object, language, task, position, or all of visual, linguistic, physical, all",
     )
     p.add_argument("--n", type=int, default=100, help="episodes a suite")
     p.add_argument("--seed", type=int, default=0, help="seed of the first episode; the same seeds pair arms")

@@ -13,7 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 from interp.errors import UsageError
 from interp.policies import load_policy
 from steering.episode import Condition, Episode, rollout
+from steering.fit import fit
 from steering.video import Film
 from testbed.processes import leave_with_parent
 
@@ -42,6 +43,8 @@ class Job:
     env: str
     env_options: Mapping[str, Any]
     execute: int | None
+    cameras: Mapping[str, str] = field(default_factory=dict)
+    """The environment's image for cameras of the policy whose names do not tell."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ def _work(connection: Connection, job: Job) -> None:
             if condition.task not in envs:
                 options = {"task": condition.task, "image_size": policy.spec.image_size, **job.env_options}
                 envs[condition.task] = gymnasium.make(job.env, disable_env_checker=True, **options)
+                cameras = fit(envs[condition.task], policy.spec, job.cameras)
             if condition.options:  # a bad one is told before any episode
                 envs[condition.task].reset(seed=0, options=dict(condition.options))
         connection.send(("ready", (policy.fingerprint, execute)))
@@ -150,7 +154,13 @@ def _work(connection: Connection, job: Job) -> None:
             film = Film(env, policy.spec.action_names) if order.film else None
             with torch.inference_mode():  # a fifth faster than frozen parameters alone, and the same numbers
                 episode = rollout(
-                    policy, env, order.seed, execute=execute, options=condition.options, watch=film
+                    policy,
+                    env,
+                    order.seed,
+                    execute=execute,
+                    options=condition.options,
+                    watch=film,
+                    cameras=cameras,
                 )
             if film and order.film:
                 film.save(order.film, order.title, episode)

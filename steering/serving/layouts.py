@@ -24,6 +24,7 @@ from jaxtyping import Float, UInt8
 
 from interp.errors import UsageError, unknown
 from interp.policies import Observation, PolicySpec
+from steering.fit import is_wrist
 
 LONGEST_PROMPT = 4096
 
@@ -126,7 +127,7 @@ class Reader:
 
 
 def _key(layout: Layout, camera: str) -> str:
-    return layout.wrist if any(word in camera for word in ("wrist", "hand")) else layout.outside
+    return layout.wrist if is_wrist(camera) else layout.outside
 
 
 def _at(message: Mapping[str, Any], key: str) -> object:
