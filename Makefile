@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint clean setup-libero test-libero
 
 setup: $(STAMP)
 
@@ -29,6 +29,21 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# LIBERO needs MuJoCo below 4, so it has an environment of its own.
+LIBERO := .venv-libero
+
+setup-libero: $(LIBERO)/.installed
+
+$(LIBERO)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LIBERO)
+	$(LIBERO)/bin/python -c 'import torch' 2>/dev/null || $(LIBERO)/bin/pip install --quiet torch==2.13.0
+	$(LIBERO)/bin/pip install --quiet --editable '.[libero]' 'pytest>=8'
+	bash tools/system-libraries.sh
+	@touch $@
+
+test-libero: setup-libero
+	$(LIBERO)/bin/python -m pytest tests/testbed/test_libero.py tests/steering/test_environments.py
 
 clean:
 	rm -rf $(VENV) runs

