@@ -217,7 +217,12 @@ class Libero(gymnasium.Env[dict[str, Any], np.ndarray]):
             }
         )
         self.action_space = spaces.Box(-1, 1, (len(ACTION_NAMES),), np.float32)
-        self._scenes: dict[str | None, Scene] = {}
+        self._scene: Scene | None = None
+
+    @property
+    def scene(self) -> Scene:
+        assert self._scene is not None, "reset the environment first"
+        return self._scene
 
     @property
     def instruction(self) -> str:
@@ -233,9 +238,10 @@ class Libero(gymnasium.Env[dict[str, Any], np.ndarray]):
         if seed is None:
             seed = int(self.np_random.integers(2**31))
         variant = options.get("variant")
-        if variant not in self._scenes:
-            self._scenes[variant] = Scene(Problem.find(self.task, variant))
-        self.scene = self._scenes[variant]
+        if self._scene is None or self._scene.problem.variant != variant:
+            problem = Problem.find(self.task, variant)
+            self.close()  # one at a time: textures and meshes take most of a gigabyte
+            self._scene = Scene(problem)
         self.steps, self.success = 0, False
         number = self.scene.start(seed)
         return self.observe(), {"success": False, "failure": None, "initial_state": number}
@@ -266,9 +272,9 @@ class Libero(gymnasium.Env[dict[str, Any], np.ndarray]):
         return np.concatenate([self.scene.render(camera, IMAGE_SIZE) for camera in CAMERAS], axis=1)
 
     def close(self) -> None:
-        for scene in self._scenes.values():
-            scene.close()
-        self._scenes.clear()
+        if self._scene is not None:
+            self._scene.close()
+            self._scene = None
 
 
 def require_libero() -> None:

@@ -129,8 +129,7 @@ def test_the_seed_chooses_the_initial_state_and_where_fixtures_stand(env: Libero
 
 
 @needs_libero
-def test_variants_live_side_by_side_and_change_what_they_say(env: Libero) -> None:
-    """Renderers of several scenes in one process: each must go on showing its own."""
+def test_variants_change_what_they_say_and_leave_nothing_behind(env: Libero) -> None:
     plain, _ = env.reset(seed=1)
     seen = {v: env.reset(seed=1, options={"variant": v})[0] for v in ("position", "language")}
     again, _ = env.reset(seed=1)
