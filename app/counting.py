@@ -20,7 +20,7 @@ from interp.policies import policy_directory
 from interp.runs import Run
 from interp.scores import HeadScores
 from steering.headset import HeadSet
-from steering.recipes import Recipe, adapt
+from steering.recipe import Recipe
 
 if TYPE_CHECKING:
     from app.skeleton import Skeleton
@@ -50,6 +50,8 @@ def count(
     seed: int = 0,
 ) -> Count:
     """A UsageError says what the recipe lacks, in the words in which the job would say it."""
+    from steering.recipes import adapt  # torch takes seconds to import; only counting needs it
+
     directory = policy_directory(str(run.info["policy"]["source"]))
     with _ADAPTING:
         policy = _skeleton(directory, run)

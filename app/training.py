@@ -1,6 +1,6 @@
 """Finetuning in words and figures: from the form to a request, what it would train, and how a job is doing. Pure.
 
-Recipes and their settings are those of steering.recipes, read when the page is drawn: a recipe that is added there is
+Recipes and their settings are those of steering.recipe, read when the page is drawn: a recipe that is added there is
 offered here, with the first line that its function says of itself.
 """
 
@@ -19,7 +19,7 @@ from interp.errors import UsageError
 from interp.runs import Run
 from interp.scores import HeadScores
 from steering.headset import HeadSet
-from steering.recipes import NAMES, Recipe
+from steering.recipe import NAMES, Recipe
 
 ABOUT = {
     "aligned": "query rows and output columns of the chosen heads, in the tower in which they were scored",

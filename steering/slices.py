@@ -35,8 +35,8 @@ from torch.nn import functional as F
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies import Policy
+from steering.recipe import Form
 
-Form = Literal["full", "low-rank"]
 Side = Literal["rows", "columns"]
 PROJECTIONS: Mapping[str, Side] = {"q": "rows", "o": "columns"}
 

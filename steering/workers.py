@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import torch
 
 from interp.errors import UsageError
 from interp.policies import load_policy
@@ -131,6 +130,8 @@ class Workers:
 
 def _work(connection: Connection, job: Job) -> None:
     """The life of a worker: load once, then one episode for every order, until the pipe closes."""
+    import torch  # takes seconds: what asks for results, and rolls out nothing, does without
+
     leave_with_parent()
     torch.set_num_threads(1)
     try:

@@ -1,14 +1,21 @@
-"""Policies: the Protocol that the toolkit speaks to, one file a family, and `load_policy`."""
+"""Policies: the Protocol that the toolkit speaks to, one file a family, and `load_policy`.
+
+What a policy is can be said without torch, which takes seconds to import: the dashboard reads runs and loads none.
+"""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from interp.errors import UsageError
 from interp.policies.protocol import Batch, Block, Observation, Policy, Prefix
 from interp.policies.spec import Letterbox, PolicySpec, TokenSpan, TowerSpec
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "Batch",

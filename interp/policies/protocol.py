@@ -13,20 +13,24 @@ Flow matching runs from noise at time 1 to actions at time 0: x = time * noise +
 network predicts the velocity noise - actions.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor, nn
 
 from interp.errors import UsageError
 from interp.policies.spec import PolicySpec
 
-Batch = dict[str, Tensor]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Batch: TypeAlias = "dict[str, Tensor]"
 """Observations ready for the network, first axis `batch`. Families choose the keys; `state` (normalised) and
 `attention_mask` [batch, token], 0 on padded prefix tokens, are always there."""
 
@@ -65,14 +69,14 @@ class Prefix:
     def __len__(self) -> int:
         return self.mask.shape[0]
 
-    def repeat(self, draws: int) -> "Prefix":
+    def repeat(self, draws: int) -> Prefix:
         """Every row `draws` times, neighbours in the batch. A single row is not copied."""
         return self._map(lambda tensor: tensor[:, None].expand(-1, draws, *tensor.shape[1:]).flatten(0, 1))
 
-    def select(self, rows: Int[Tensor, " rows"] | slice) -> "Prefix":
+    def select(self, rows: Int[Tensor, " rows"] | slice) -> Prefix:
         return self._map(lambda tensor: tensor[rows])
 
-    def _map(self, change: "_TensorMap") -> "Prefix":
+    def _map(self, change: _TensorMap) -> Prefix:
         return Prefix(tuple(map(change, self.keys)), tuple(map(change, self.values)), change(self.mask))
 
 

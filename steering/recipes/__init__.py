@@ -22,7 +22,6 @@ with alpha = rank: the kind of baseline that Robotic Steering (arXiv 2511.22697)
 `adapt` applies a recipe to a policy in place and returns an Adaptation; the training loop then trains
 whatever requires gradients and knows nothing of recipes. A new recipe is one function in ADAPTERS.
 
-config       Recipe, its defaults, the published settings
 adaptation   Adaptation, and what the functions below are given
 heads        recipes of head slices alone
 modules      recipes that train whole modules
@@ -36,8 +35,8 @@ from interp.errors import UsageError
 from interp.policies import Policy
 from interp.scores import HeadScores
 from steering.headset import HeadSet
+from steering.recipe import DEFAULTS, NAMES, PUBLISHED, LoraTargets, Recipe
 from steering.recipes.adaptation import Adaptation, Given, trainable
-from steering.recipes.config import DEFAULTS, NAMES, PUBLISHED, LoraTargets, Recipe
 from steering.recipes.heads import aligned, all_heads, bottom_k, generic_k, random_k
 from steering.recipes.modules import ffn_only, full, lora, paper
 

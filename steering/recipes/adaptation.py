@@ -11,7 +11,7 @@ from interp.errors import UsageError
 from interp.policies import Policy
 from interp.scores import HeadScores
 from steering.headset import HeadSet
-from steering.recipes.config import Recipe
+from steering.recipe import Recipe
 
 
 @dataclass(frozen=True)

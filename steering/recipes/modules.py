@@ -18,8 +18,8 @@ from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies import Block, Policy
 from steering.headset import HeadSet
+from steering.recipe import LoraTargets
 from steering.recipes.adaptation import Adaptation, Given, joined, trainable
-from steering.recipes.config import LoraTargets
 from steering.recipes.heads import sliced
 
 PEFT_ALPHA = 8  # PEFT's default, which LeRobot leaves in place

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -293,3 +295,11 @@ def test_raw_files_are_found_by_name_and_kept_by_version(client: FlaskClient, ru
 )
 def test_raw_files_stay_in_their_folders(client: FlaskClient, path: str) -> None:
     assert client.get(f"/raw/first/{path}").status_code == 404
+
+
+def test_the_server_starts_without_the_libraries_that_train() -> None:
+    """Importing torch and transformers takes longer than everything else that the dashboard does before it answers."""
+    names = "torch", "transformers", "peft", "matplotlib"
+    asked = f"import sys, robosteer, app; print(*(name for name in {names} if name in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []

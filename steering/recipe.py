@@ -1,5 +1,7 @@
 """The settings of a training as one value: what decides a finetuned policy but for data, heads and seed.
 
+Beside the recipes, not among them: the dashboard offers recipes before anything loads torch, which takes seconds.
+
 Defaults are those of tiny-pi0 on 20 demonstrations. What differs by recipe is in DEFAULTS; PUBLISHED holds what
 Robotic Steering (arXiv 2511.22697) used on pi0: `Recipe.named("paper", **PUBLISHED)`.
 """
@@ -12,7 +14,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from interp.errors import UsageError, unknown
-from steering.slices import Form
 
 NAMES = (
     "aligned",
@@ -25,6 +26,7 @@ NAMES = (
     "lora",
     "full",
 )
+Form = Literal["full", "low-rank"]
 LoraTargets = Literal["lerobot", "all-linear"]
 Padding = Literal["mask", "repeat"]
 
