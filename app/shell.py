@@ -19,7 +19,7 @@ import dash_mantine_components as dmc
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html
 from dash.development.base_component import Component
 
-from app import selecting, theme, widgets
+from app import selecting, selection_bar, theme, widgets
 from app.library import Library, shape_of
 from app.pages import Page, Screen
 from interp.errors import UsageError
@@ -46,7 +46,7 @@ def layout(library: Library, pages: Sequence[Page]) -> Component:
                 dcc.Store(id="scheme"),
                 dcc.Store(id="notices"),
                 _header(pages, options),
-                html.Div(selecting.bar(), id="selbar", hidden=not any(runs.values())),
+                html.Div(selection_bar.bar(), id="selbar", hidden=not any(runs.values())),
                 html.Main([html.Div(id="notice-list"), html.Div(id="page")], className="rs-main"),
             ],
             id="app",
