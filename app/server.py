@@ -11,11 +11,13 @@ import logging
 import socket
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dash import Dash
+from flask import request
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from app import guard, raw, shell, theme
+from app import compression, firstpaint, guard, raw, shell, theme
 from app.library import Library
 from app.pages import PAGES
 from interp.errors import UsageError
@@ -27,8 +29,9 @@ PAGE = """<!DOCTYPE html>
     <meta name="color-scheme" content="light dark">
     <title>{%title%}</title>
     {%favicon%}
+    <link rel="preload" as="font" type="font/woff2" href="/assets/inter-latin.woff2" crossorigin>
     <style>VARIABLES</style>
-    {%css%}
+    {%css%}HINTS
     <script>
       // the scheme before the first paint: no white flash in the dark
       const asked = localStorage.getItem("mantine-color-scheme-value");
@@ -40,6 +43,19 @@ PAGE = """<!DOCTYPE html>
 </html>"""
 
 
+class Dashboard(Dash):
+    """Dash, with the page as the server knows it in its first answer."""
+
+    def __init__(self, library: Library, *named: Any, **more: Any) -> None:
+        super().__init__(*named, **more)
+        self._library = library
+
+    def interpolate_index(self, **parts: Any) -> str:
+        first = firstpaint.first_paint(self._library, PAGES, request.path, request.args)
+        parts["app_entry"] = first + parts["app_entry"]
+        return str(super().interpolate_index(**parts))
+
+
 def create_app(runs_dir: str | Path, *, hosts: Iterable[str] = (), allow_launch: bool = False) -> Dash:
     """The dashboard over the runs in `runs_dir`, or over the one run that it is.
 
@@ -48,12 +64,13 @@ def create_app(runs_dir: str | Path, *, hosts: Iterable[str] = (), allow_launch:
     """
     library = Library(runs_dir)
     css = theme.css_variables()
-    app = Dash(
+    app = Dashboard(
+        library,
         "app",
         title="robosteer",
         update_title="",
         suppress_callback_exceptions=True,  # pages come and go
-        index_string=PAGE.replace("VARIABLES", css),
+        index_string=PAGE.replace("VARIABLES", css).replace("HINTS", firstpaint.HINTS),
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
     app.server.config["ALLOW_LAUNCH"] = allow_launch
@@ -63,6 +80,7 @@ def create_app(runs_dir: str | Path, *, hosts: Iterable[str] = (), allow_launch:
     for page in PAGES:
         page.connect(app, library)
     guard.install(app.server, (page.path for page in PAGES), hosts, css)
+    compression.install(app.server)
     return app
 
 
@@ -91,7 +109,9 @@ def serve(
     runs_dir: str | Path, host: str = "127.0.0.1", port: int = 8050, allow_launch: bool = False
 ) -> None:
     """Serve until interrupted; prints the address once the port is ours."""
-    server = listen(create_app(runs_dir, hosts=[host], allow_launch=allow_launch), host, port)
+    app = create_app(runs_dir, hosts=[host], allow_launch=allow_launch)
+    server = listen(app, host, port)
+    compression.warm(app)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request hides what matters
     shown = f"[{host}]" if ":" in host else host
     print(f"robosteer app: http://{shown}:{server.port}/  (Ctrl-C ends it)", flush=True)

@@ -20,7 +20,7 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html
 from dash.development.base_component import Component
 
 from app import selecting, selection_bar, theme, widgets
-from app.library import Library, shape_of
+from app.library import Entry, Library, shape_of
 from app.pages import Page, Screen
 from interp.errors import UsageError
 
@@ -34,7 +34,6 @@ def layout(library: Library, pages: Sequence[Page]) -> Component:
     """The frame, made anew at every load: runs come and go while the server runs."""
     entries = library.entries()
     runs = {entry.name: shape_of(entry.run) if entry.run else None for entry in entries}
-    options = [{"value": e.name, "label": e.name if e.run else f"{e.name} (unreadable)"} for e in entries]
     return dmc.MantineProvider(
         html.Div(
             [
@@ -45,8 +44,7 @@ def layout(library: Library, pages: Sequence[Page]) -> Component:
                 dcc.Store(id="view"),
                 dcc.Store(id="scheme"),
                 dcc.Store(id="notices"),
-                _header(pages, options),
-                html.Div(selection_bar.bar(), id="selbar", hidden=not any(runs.values())),
+                *frame(entries, pages),
                 html.Main([html.Div(id="notice-list"), html.Div(id="page")], className="rs-main"),
             ],
             id="app",
@@ -54,6 +52,13 @@ def layout(library: Library, pages: Sequence[Page]) -> Component:
         theme=theme.MANTINE,
         defaultColorScheme="auto",
     )
+
+
+def frame(entries: Sequence[Entry], pages: Sequence[Page]) -> list[Component]:
+    """What is above every page."""
+    options = [{"value": e.name, "label": e.name if e.run else f"{e.name} (unreadable)"} for e in entries]
+    bar = html.Div(selection_bar.bar(), id="selbar", hidden=not any(entry.run for entry in entries))
+    return [_header(pages, options), bar]
 
 
 def connect(app: Dash, library: Library, pages: Sequence[Page]) -> None:

@@ -140,7 +140,7 @@ def css_variables() -> str:
             for name in ("page", "surface", "raised", "line", "text", "muted", "accent", "good", "bad")
         } | {"selected": scheme.selected, "halo": scheme.halo, "hatch": scheme.hatch, "ramp": ramp}
         pairs |= {f"arm-{i}": colour for i, colour in enumerate(scheme.arms)}
-        pairs |= {f"arm-{i}": colour for i, colour in enumerate(scheme.arms)}
+        pairs |= {f"ramp-{i}": colour for i, colour in enumerate(scheme.worst_to_best)}
         return selector + "{" + "".join(f"--rs-{name}:{value};" for name, value in pairs.items()) + "}"
 
     fonts = f":root{{--rs-font:{FONT};--rs-mono:{MONO};}}"

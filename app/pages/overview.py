@@ -175,4 +175,4 @@ def _empty(screen: Screen) -> Component:
     )
 
 
-PAGE = Page("/", "Overview", body, connect)
+PAGE = Page("/", "Overview", body, connect, early=True)

@@ -29,3 +29,6 @@ class Page:
     name: str
     body: Callable[[Screen], Component]
     connect: Callable[[Dash, Library], None]
+    early: bool = (
+        False  # whether the body is quick to make, and is sent with the first answer (app/firstpaint.py)
+    )
