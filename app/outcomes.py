@@ -19,7 +19,6 @@ from steering.compare import TRIALS, Arm, Cell, Comparison, Mean, compare
 from steering.results import IN_DOMAIN, Result, load_result
 from steering.stats import Interval
 
-FILMS = (".gif", ".mp4", ".webm", ".png")
 SPOKEN = {
     "visual": "visual changes",
     "linguistic": "linguistic changes",
@@ -140,7 +139,11 @@ def _cost_record(arm: Arm) -> dict[str, Any]:
 
 
 def differing(results: Iterable[Result]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Arms, and every setting in which they differ with its value for each; a dash where one has none."""
+    """Arms, and every setting in which they differ with its value for each; a dash where one has none.
+
+    That the untrained policy has no batch size tells nobody anything: a setting counts if those that have it differ, or
+    if one arm alone has it.
+    """
     shown = [result for result in results if result.suite == IN_DOMAIN]
     columns = list(dict.fromkeys(result.name for result in shown))
     flat: dict[str, dict[str, str]] = {}
@@ -152,7 +155,12 @@ def differing(results: Iterable[Result]) -> tuple[list[str], list[tuple[str, lis
         for name, value in _flattened(settings):
             flat.setdefault(name, {})[result.name] = value
     rows = [(name, [values.get(column, "–") for column in columns]) for name, values in flat.items()]
-    return columns, [(name, values) for name, values in rows if len(set(values)) > 1]
+    return columns, [(name, values) for name, values in rows if _tells_apart(values)]
+
+
+def _tells_apart(values: Sequence[str]) -> bool:
+    had = [value for value in values if value != "–"]
+    return len(set(had)) > 1 or (len(had) == 1 < len(values))
 
 
 def _flattened(settings: Mapping[str, Any], start: str = "") -> list[tuple[str, str]]:
@@ -164,21 +172,6 @@ def _flattened(settings: Mapping[str, Any], start: str = "") -> list[tuple[str, 
             text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             out.append((f"{start}{name}".replace("_", " "), text))
     return out
-
-
-def films_of(run: Run) -> list[str]:
-    """Films of rollouts, as paths under videos/, the latest first."""
-    folder = run.path / "videos"
-    found = [path for path in folder.rglob("*") if path.suffix in FILMS and not path.name.startswith(".")]
-    found = [path for path in found if path.is_file() and path.resolve().is_relative_to(folder.resolve())]
-    return [str(path.relative_to(folder)) for path in sorted(found, key=lambda p: (-p.stat().st_mtime, p))]
-
-
-def film(run: Run, name: str) -> Path:
-    """A film by the name that `films_of` gave it: looked up, never joined."""
-    if name not in films_of(run):
-        raise UsageError(f"run {run.name} has no film {name!r}")
-    return run.path / "videos" / name
 
 
 # ---- in words

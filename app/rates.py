@@ -185,12 +185,12 @@ def cost(comparison: Comparison, what: str, scheme: str) -> Figure:
     title = "trainable parameters" if logarithmic else "seconds of training"
     axis: dict[str, Any] = {"title": {"text": title, "standoff": 6}, "zeroline": False, "fixedrange": True}
     if logarithmic:
-        decades = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+        ticks = log_ticks(least, most)
         free = [arm for arm, price, _ in known if price == 0]
         axis |= {
             "type": "log",
-            "tickvals": [*([edge] if free else []), *(10**d for d in decades)],
-            "ticktext": [*(["none"] if free else []), *(_short(10**d) for d in decades)],
+            "tickvals": [*([edge] if free else []), *ticks],
+            "ticktext": [*(["none"] if free else []), *map(_short, ticks)],
             "range": [math.log10(edge if free else least) - 0.2, math.log10(most) + 0.2],
         }
     else:
@@ -217,6 +217,14 @@ def cost(comparison: Comparison, what: str, scheme: str) -> Figure:
             **_legend(),
         },
     }  # fmt: skip
+
+
+def log_ticks(least: float, most: float) -> list[float]:
+    """Powers of ten; where that is one or none within the data, 2 and 5 times them too."""
+    decades = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    steps = (1, 2, 5) if math.log10(most / least) < 1.5 else (1,)
+    ticks = [float(step * 10**d) for d in decades for step in steps]
+    return [tick for tick in ticks if least / 2 <= tick <= 2 * most] if len(steps) > 1 else ticks
 
 
 def _price(arm: Arm, what: str) -> float | None:

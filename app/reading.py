@@ -20,6 +20,7 @@ from interp.heads import Head
 from interp.runs import Run
 from interp.scores import HeadScores
 
+UNKNOWN = "What chance gives was not computed."
 NAMED = 5  # heads of a tie that are named before "and n more"
 
 
@@ -53,9 +54,13 @@ def title(run: Run) -> str:
 def paragraphs(view: View) -> list[str]:
     """The reading of a view: what was measured, one sentence or two a panel, and what the panels say together."""
     together = {"factor": _profiles, "method": _agreed, "tower": lambda view: []}[view.by]
+    intervals = any(panel.grid.low is not None for panel in view.panels)
+    unknown = intervals and all(
+        panel.beats_chance is None for panel in view.panels
+    )  # said once, not by every panel
     return [
-        _measured(view),
-        *(_panel(panel, named=len(view.panels) > 1) for panel in view.panels),
+        _measured(view) + (f" {UNKNOWN}" if unknown else ""),
+        *(_panel(panel, named=len(view.panels) > 1, chance=not unknown) for panel in view.panels),
         *together(view),
     ]
 
@@ -86,7 +91,7 @@ def _measured(view: View) -> str:
     return f"**{scores.label}** over {towers} heads{factors}; {view.direction}.{left_out}"
 
 
-def _panel(panel: Panel, named: bool) -> str:
+def _panel(panel: Panel, named: bool, chance: bool) -> str:
     leaders = panel.leaders
     start = f"**{panel.key[:1].upper()}{panel.key[1:]}:** " if named else ""
     if note := panel.scores.settings.get("note"):
@@ -99,9 +104,8 @@ def _panel(panel: Panel, named: bool) -> str:
     if panel.grid.low is None or panel.grid.high is None:
         return f"{start}**{_name(first)}** leads with {score}. No intervals were computed: its lead is not tested."
     interval = f"95 % {short(float(panel.grid.low[at]))} to {short(float(panel.grid.high[at]))}"
-    return (
-        f"{start}**{_name(first)}** leads with {score} ({interval}){_tie(leaders)}. {_chance(panel, first)}"
-    )
+    against = f" {_chance(panel, first)}" if chance else ""
+    return f"{start}**{_name(first)}** leads with {score} ({interval}){_tie(leaders)}.{against}"
 
 
 def _tie(leaders: Sequence[Head]) -> str:
@@ -116,7 +120,7 @@ def _tie(leaders: Sequence[Head]) -> str:
 def _chance(panel: Panel, first: Head) -> str:
     beats, null = panel.beats_chance, panel.null
     if beats is None or null is None:
-        return "What chance gives was not computed."
+        return UNKNOWN
     n = int(beats.sum())
     if n == 0:
         return f"No head beats chance ({short(null.mean)}): do not choose by these scores."

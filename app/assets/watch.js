@@ -97,7 +97,8 @@
 
   /* ---- painting ---- */
 
-  const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+  // two digits, so that a small share is not nothing
+  const percent = (share) => (share && share < 1e-4 ? '< 0.01 %' : `${(100 * share).toFixed(share < 0.001 ? 2 : share < 0.1 ? 1 : 0)} %`);
 
   const paintPicture = (tile, c, bitmap, frame) => {
     const p = tile.pictures[c], { over, canvas, grid, under, image, camera } = p, { letterbox: box } = camera;

@@ -126,7 +126,7 @@ def _keys(view: View) -> Component:
 def ranked_card(drawn: Mapping[str, Any]) -> Component:
     head = [
         html.H2("Ranked heads"),
-        html.Span("score by rank, 95 % band", className="rs-muted"),
+        html.Span(drawn["ranked_of"], id="ranked-of", className="rs-muted"),
         html.Div(widgets.export_menu("ranked-plot"), className="rs-bar-end"),
     ]
     plot = html.Div(drawn["ranked"], id="ranked-plot", className="rs-points", style={"minHeight": "220px"})

@@ -6,7 +6,8 @@ Wish in the URL: against (the pinned baseline).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 
-from app import outcomes, rates, raw, reading, widgets
+from app import films, outcomes, rates, raw, reading, widgets
 from app.library import Library
 from app.maps import Figure
 from app.pages.page import Page, Screen
@@ -30,7 +31,17 @@ POINTS = {
 }
 COUNT = {"function": "params.value == null ? '–' : d3.format(',')(params.value)"}
 SECONDS = {"function": "params.value == null ? '–' : d3.format(',.0f')(params.value)"}
-FILMS = 12  # shown at once
+FILMS = 12  # shown at once, or the first episode's if there are more
+
+
+def _interval(low: str, high: str, sign: bool = False) -> dict[str, str]:
+    """Both ends of an interval in one cell, as percent; sorted by its low end."""
+
+    def shown(end: str) -> str:
+        number = f"(100 * params.data.{end}).toFixed(1)"
+        return f"(params.data.{end} > 0 ? '+' : '') + {number}" if sign else number
+
+    return {"function": f"params.data.{low} == null ? '–' : {shown(low)} + ' to ' + {shown(high)}"}
 
 
 def body(screen: Screen) -> Component:
@@ -81,7 +92,7 @@ def body(screen: Screen) -> Component:
                     *_costs(comparison, screen.scheme),
                     _cells(comparison, len(results)),
                     _settings(results.values()),
-                    *_films(screen.run),
+                    *_films(screen.run, results, [arm.arm for arm in comparison.arms]),
                 ],
                 className="rs-compare",
             ),
@@ -126,7 +137,7 @@ def connect(app: Dash, library: Library) -> None:
     )
 
     def film(run: str, film: str) -> Path:
-        return outcomes.film(library.open(run), film)
+        return films.film(library.open(run), film)
 
     raw.route(app, "/raw/<run>/videos/<path:film>", film)
 
@@ -218,20 +229,18 @@ def _table(comparison: Comparison, cells: int) -> dag.AgGrid:
         id="results",
         rowData=outcomes.table(comparison),
         columnDefs=[
-            column("task", "task", 150, minWidth=110, flex=1, filter="agTextColumnFilter"),
-            column("suite", "suite", 130, minWidth=100, flex=1, filter="agTextColumnFilter"),
-            column("arm", "arm", 110, minWidth=90, flex=1, filter="agTextColumnFilter"),
-            column("success", "success", 90, PERCENT),
-            column("low", "95 % low", 90, PERCENT),
-            column("high", "95 % high", 92, PERCENT),
-            column("n", "n", 60, COUNT),
-            column("difference", "difference", 100, POINTS),
-            column("difference_low", "95 % low", 90, POINTS),
-            column("difference_high", "95 % high", 92, POINTS),
-            column("trainable", "trainable", 104, COUNT, tooltipField="groups"),
-            column("train_seconds", "train, s", 86, SECONDS),
-            column("peak_memory_mb", "peak, MB", 94, SECONDS),
-            column("failures", "how it failed", 160, minWidth=120, flex=1, tooltipField="failures"),
+            column("task", "task", 120, minWidth=110, flex=1, filter="agTextColumnFilter"),
+            column("suite", "suite", 116, minWidth=116, flex=1, filter="agTextColumnFilter"),
+            column("arm", "arm", 90, minWidth=84, flex=1, filter="agTextColumnFilter"),
+            column("success", "success", 84, PERCENT),
+            column("low", "95 %", 92, _interval("low", "high")),
+            column("n", "n", 54, COUNT),
+            column("difference", "points", 78, POINTS),
+            column("difference_low", "95 %", 102, _interval("difference_low", "difference_high", sign=True)),
+            column("trainable", "trainable", 90, COUNT, tooltipField="groups"),
+            column("train_seconds", "train, s", 76, SECONDS),
+            column("peak_memory_mb", "peak, MB", 84, SECONDS),
+            column("failures", "how it failed", 180, minWidth=160, flex=2, tooltipField="failures"),
         ],
         defaultColDef={"sortable": True, "resizable": True, "suppressHeaderMenuButton": True},
         getRowId="params.data.arm + '/' + params.data.task + '/' + params.data.suite",
@@ -264,24 +273,39 @@ def _settings(results: Iterable[Result]) -> Component:
     return widgets.card("What differs", "settings that are not the same for all arms", scroll, wide=True)
 
 
-def _films(run: Run) -> list[Component]:
-    found = outcomes.films_of(run)
-    if not found:
+def _films(run: Run, results: Mapping[Path, Result], arms: Sequence[str]) -> list[Component]:
+    """Episode by episode, so that arms are seen on the same one."""
+    names = films.films_of(run)
+    if not names:
         return []
-    about = f"{len(found)} films" + (f", the latest {FILMS}" if len(found) > FILMS else "")
-    shown = html.Div([_film(run, name) for name in found[:FILMS]], className="rs-films")
-    return [widgets.card("Rollouts", about, shown, wide=True)]
+    scenes = films.scenes(names, results, arms)
+    so_far = list(accumulate(len(scene.films) for scene in scenes))
+    shown = [scene for scene, n in zip(scenes, so_far, strict=True) if n <= FILMS] or scenes[:1]
+    count = sum(len(scene.films) for scene in shown)
+    about = "the same episode, arm by arm" + (
+        f"; {count} of {len(names)} films" if count < len(names) else ""
+    )
+    rows = [_scene(run, scene) for scene in shown]
+    return [widgets.card("Rollouts", about, html.Div(rows, className="rs-scenes"), wide=True)]
 
 
-def _film(run: Run, name: str) -> html.Figure:
-    address = f"/raw/{run.name}/videos/{name}?v={raw.version(run.path / 'videos' / name)}"
-    caption = name.rsplit(".", 1)[0]
-    moving = Path(name).suffix in (".mp4", ".webm")
+def _scene(run: Run, scene: films.Scene) -> html.Div:
+    title = [html.H3(scene.title)] if scene.title else []
+    return html.Div([*title, html.Div([_film(run, film) for film in scene.films], className="rs-films")])
+
+
+def _film(run: Run, film: films.Film) -> html.Figure:
+    address = f"/raw/{run.name}/videos/{film.name}?v={raw.version(run.path / 'videos' / film.name)}"
+    moving = Path(film.name).suffix in (".mp4", ".webm")
+    said = f"{film.arm}: {film.ended}" if film.ended else film.arm
     picture: Component = (
-        html.Video(src=address, controls=True, muted=True, preload="metadata", **widgets.attributes(aria_label=caption))
+        html.Video(src=address, controls=True, muted=True, preload="metadata", **widgets.attributes(aria_label=said))
         if moving
-        else html.Img(src=address, alt=f"film of the rollout {caption}")
+        else html.Img(src=address, alt=f"film of the rollout {said}")
     )  # fmt: skip
+    outcome = {True: "good", False: "bad", None: ""}[film.success]
+    caption: list[Any] = [html.B(film.arm)]
+    caption += [html.Span(film.ended, className=f"rs-said {outcome}")] if film.ended else []
     return html.Figure([picture, html.Figcaption(caption)])
 
 

@@ -177,7 +177,7 @@ def connect(app: Dash, library: Library) -> None:
             training.curve(
                 shown.points() if shown else [], shown.total if shown else None, scheme or "light"
             ),
-            shown.log() if shown else "",
+            cards.log(shown) if shown else "",
             [cards.row(job, job.id == (shown.id if shown else None)) for job in found],
             "Stop at once" if shown and shown.state == "cancelling" else "Cancel",
             {} if may_stop else cards.HIDDEN,

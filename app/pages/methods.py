@@ -161,8 +161,22 @@ def _drawn(
         cards.append(
             _check_card(scores, tower, known, pair if pair in known else (wanted or known)[0], scheme)
         )
+    else:
+        line = f"robosteer attribute --run {run.path}" + (f" --factor {factor}" if factor != WHOLE else "")
+        cards.append(
+            _missing("Approximate against exact", "No approximation of exact scores is here yet.", line)
+        )
     if found:
         cards.append(_stability_card(found, tower, scheme))
+    else:
+        line = f"robosteer rank --run {run.path} --stability"
+        cards.append(
+            _missing(
+                "Stability over demonstrations",
+                "No method was tried on half the demonstrations yet.",
+                line,
+            )
+        )
     return [widgets.prose(line) for line in lines], cards
 
 
@@ -235,6 +249,11 @@ def _check(
         says = f"ρ = {rho:.2f} (95 % {low:.2f} to {high:.2f}); {shared} of the best {k} found"
     figure = trust.check(a, b, tower, (exact, rough), scheme)
     return [_points("check-plot", figure, trust.check_frame(a, b, tower), 320)], says
+
+
+def _missing(title: str, about: str, line: str) -> Component:
+    """A question that nobody has computed the answer to, and the command that does."""
+    return widgets.card(title, about, html.P(widgets.code(line), className="rs-missing"))
 
 
 def _stability_card(found: Mapping[str, HeadScores], tower: str, scheme: str) -> Component:

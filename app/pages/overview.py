@@ -58,6 +58,7 @@ OUTPUTS = {
     "maps": Output("maps", "children"),
     "foot": Output("foot", "children"),
     "ranked": Output("ranked-plot", "children"),
+    "ranked_of": Output("ranked-of", "children"),
     "rows": Output("heads", "rowData"),
     "columns": Output("heads", "columnDefs"),
     "meta": Output("meta", "data"),
@@ -124,6 +125,7 @@ def _drawn(run: Run, view: View, factor: str | None, scheme: str) -> dict[str, A
         "maps": cards.head_maps(view, scheme),
         "foot": cards.foot(view),
         "ranked": cards.ranked_plot(led, scheme),
+        "ranked_of": (f"{lead.key}: " if view.keys else "") + "score by rank, 95 % band",
         "rows": views.rows(view, lead.key),
         "columns": cards.columns(view, lead, {**scale, "chance": chance}),
         "towers": [

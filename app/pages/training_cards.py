@@ -56,7 +56,12 @@ def form(run: Run, others: Sequence[str], allowed: bool) -> html.Section:
         html.Div(
             [
                 html.Div(fields, className="rs-ft-fields"),
-                html.Div(id="ft-count", className="rs-ft-count", **widgets.attributes(aria_live="polite")),
+                html.Div(
+                    html.P("Counting what would train …", className="rs-muted"),
+                    id="ft-count",
+                    className="rs-ft-count",
+                    **widgets.attributes(aria_live="polite"),
+                ),
                 html.Div(
                     [*start, html.Code(id="ft-command", className="rs-ft-command")], className="rs-ft-go"
                 ),
@@ -200,6 +205,10 @@ def heading(job: Job) -> list[Component]:
         )
         out.append(html.P(widgets.code(line), className="rs-ft-command"))
     return out
+
+
+def log(job: Job) -> str:
+    return job.log() or ("" if job.active else "This job was started in a terminal, which has its log.")
 
 
 def row(job: Job, shown: bool) -> html.Tr:

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 from app_kit import POLICY, Tab, make_result, make_run
 
-from app import create_app, outcomes, rates, theme
+from app import create_app, films, outcomes, rates, theme
 from interp.errors import UsageError
 from interp.runs import Run
 from steering.results import Result, result_path, save_result
@@ -155,6 +155,7 @@ def test_only_settings_that_differ_are_listed(run: Run) -> None:
     assert listed["recipe lr"] == {"base": "–", "aligned": "0.002", "full": "0.0003"}
     assert listed["heads"]["aligned"] == "1: expert.L3H2"
     assert "execute" not in listed
+    assert "recipe steps" not in listed  # the same for all that were trained
 
 
 def test_films_are_found_by_name_and_nothing_else_is(run: Run) -> None:
@@ -164,15 +165,40 @@ def test_films_are_found_by_name_and_nothing_else_is(run: Run) -> None:
     (folder / ".half.gif").write_bytes(b"")
     (folder / "notes.json").write_text("{}")
     (run.path / "videos" / "out.gif").symlink_to(run.path / "run.json")
-    assert outcomes.films_of(run) == ["aligned/marker-in-mug-0.gif"]
-    assert outcomes.film(run, "aligned/marker-in-mug-0.gif").read_bytes() == b"GIF89a"
+    assert films.films_of(run) == ["aligned/marker-in-mug-0.gif"]
+    assert films.film(run, "aligned/marker-in-mug-0.gif").read_bytes() == b"GIF89a"
     for name in ("../run.json", "aligned/notes.json", "aligned/../../run.json", "/etc/passwd"):
         with pytest.raises(UsageError, match="no film"):
-            outcomes.film(run, name)
+            films.film(run, name)
     with create_app(run.path.parent).server.test_client() as client:
         assert client.get("/raw/first/videos/aligned/marker-in-mug-0.gif").data == b"GIF89a"
         assert client.get("/raw/first/videos/..%2frun.json").status_code == 404
         assert client.get("/raw/first/videos/aligned/notes.json").status_code == 404
+
+
+def test_films_of_one_episode_stand_together_with_how_it_ended(run: Run) -> None:
+    half(run, "base", 5)
+    half(run, "aligned", 5)
+    names = ["aligned-seed7.gif", "base-seed0.gif", "aligned-seed0.gif", "by-hand.gif", "base-seed7.gif"]
+    results, _ = outcomes.read(run)
+    first, second, other = films.scenes(names, results, arms=["base", "aligned"])
+    assert [film.name for film in first.films] == ["base-seed0.gif", "aligned-seed0.gif"]
+    assert [film.success for film in (*first.films, *second.films)] == [True, True, False, False]
+    assert first.films[0].ended == "success after 30 steps"
+    assert "episode 7" in second.title
+    assert [film.name for film in other.films] == ["by-hand.gif"]
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "expected"),
+    [
+        (49_152, 49_152, [50_000]),  # a single price still has a number near it
+        (20_000, 300_000, [10_000, 20_000, 50_000, 100_000, 200_000, 500_000]),
+        (1_000, 3_000_000, [1_000, 10_000, 100_000, 1_000_000, 10_000_000]),
+    ],
+)
+def test_prices_have_numbers_on_their_axis(least: float, most: float, expected: list[float]) -> None:
+    assert rates.log_ticks(least, most) == expected
 
 
 @pytest.mark.browser

@@ -56,7 +56,10 @@ def expected(scores: HeadScores, tower: str) -> dict[tuple[int, int], float]:
     every = np.concatenate([grid.value[np.isfinite(grid.value)] for grid in scores.towers.values()])
     worst, best = (every.min(), every.max()) if scores.higher_is_better else (every.max(), every.min())
     value = scores.towers[tower].value
-    return {tuple(at): (value[tuple(at)] - worst) / (best - worst) for at in np.argwhere(np.isfinite(value)).tolist()}
+    return {
+        tuple(at): (value[tuple(at)] - worst) / (best - worst)
+        for at in np.argwhere(np.isfinite(value)).tolist()
+    }
 
 
 @pytest.mark.parametrize("higher", [False, True])
@@ -69,20 +72,27 @@ def test_first_answer_shows_every_score_in_its_colour(one: Run, client: FlaskCli
         wanted = expected(scores, tower)
         assert cells.keys() == wanted.keys()  # dead heads are not among them
         for at, share in wanted.items():
-            assert abs(cells[at] / (LEVELS - 1) - share) <= 0.5 / (LEVELS - 1) + 1e-4  # scores are sent with six digits
+            assert (
+                abs(cells[at] / (LEVELS - 1) - share) <= 0.5 / (LEVELS - 1) + 1e-4
+            )  # scores are sent with six digits
     assert drawn[2][3, 2] == LEVELS - 1  # the best head
-    assert not DEAD["vlm"][0] in drawn[1]
+    assert DEAD["vlm"][0] not in drawn[1]
 
 
 def test_first_answer_follows_the_address(client: FlaskClient) -> None:
-    picture = first_picture(client, "/?run=first&tower=expert&heads=expert.L3H2,vlm.L0H1,expert.L77H0,%3Cb%3E")
+    picture = first_picture(
+        client, "/?run=first&tower=expert&heads=expert.L3H2,vlm.L0H1,expert.L77H0,%3Cb%3E"
+    )
     assert len(cells_of(picture)) == 1
     assert "2 heads selected" in picture
     outline = re.search(r'class="rs-outline" d="([^"]*)"', picture)
     assert outline
     (x, y), *others = re.findall(r"M([\d.]+) ([\d.]+)", outline[1])
     assert (int(float(x)), int(float(y)), others) == (2, 3, [])  # head, layer
-    assert "<b>" not in first_picture(client, "/?run=first&heads=%3Cb%3Ex").split("rs-chips")[1].split("</div>")[0]
+    assert (
+        "<b>"
+        not in first_picture(client, "/?run=first&heads=%3Cb%3Ex").split("rs-chips")[1].split("</div>")[0]
+    )
 
 
 def test_pages_that_take_long_send_their_frame_at_once(client: FlaskClient) -> None:
