@@ -19,6 +19,8 @@ from steering.compare import TRIALS, Arm, Cell, Comparison, Mean, compare
 from steering.results import IN_DOMAIN, Result, load_result
 from steering.stats import Interval
 
+NONE = "–"
+"""Stands for a setting that an arm does not have."""
 SPOKEN = {
     "visual": "visual changes",
     "linguistic": "linguistic changes",
@@ -154,12 +156,12 @@ def differing(results: Iterable[Result]) -> tuple[list[str], list[tuple[str, lis
         }
         for name, value in _flattened(settings):
             flat.setdefault(name, {})[result.name] = value
-    rows = [(name, [values.get(column, "–") for column in columns]) for name, values in flat.items()]
+    rows = [(name, [values.get(column, NONE) for column in columns]) for name, values in flat.items()]
     return columns, [(name, values) for name, values in rows if _tells_apart(values)]
 
 
 def _tells_apart(values: Sequence[str]) -> bool:
-    had = [value for value in values if value != "–"]
+    had = [value for value in values if value != NONE]
     return len(set(had)) > 1 or (len(had) == 1 < len(values))
 
 

@@ -30,8 +30,8 @@ from interp.heads import Head
 from interp.runs import Run
 
 CLEAN = "clean"
-PACK = 64
-"""Frames that the browser asks for at once."""
+PACK = 16
+"""Frames that the browser asks for at once: few, so that after a jump the first one is soon there over a slow line."""
 
 
 @dataclass(frozen=True)

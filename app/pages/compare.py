@@ -233,10 +233,10 @@ def _table(comparison: Comparison, cells: int) -> dag.AgGrid:
             column("suite", "suite", 116, minWidth=116, flex=1, filter="agTextColumnFilter"),
             column("arm", "arm", 90, minWidth=84, flex=1, filter="agTextColumnFilter"),
             column("success", "success", 84, PERCENT),
-            column("low", "95 %", 92, _interval("low", "high")),
+            column("low", "95 %", 108, _interval("low", "high")),
             column("n", "n", 54, COUNT),
             column("difference", "points", 78, POINTS),
-            column("difference_low", "95 %", 102, _interval("difference_low", "difference_high", sign=True)),
+            column("difference_low", "95 %", 124, _interval("difference_low", "difference_high", sign=True)),
             column("trainable", "trainable", 90, COUNT, tooltipField="groups"),
             column("train_seconds", "train, s", 76, SECONDS),
             column("peak_memory_mb", "peak, MB", 84, SECONDS),
@@ -254,23 +254,37 @@ def _table(comparison: Comparison, cells: int) -> dag.AgGrid:
 
 
 def _settings(results: Iterable[Result]) -> Component:
+    """What several arms have side by side; what one alone has as a list of its own."""
     arms, rows = outcomes.differing(results)
     if not rows:
         return html.Div()
+    shared = [(name, values) for name, values in rows if sum(value != outcomes.NONE for value in values) > 1]
+    alone = {
+        arm: [
+            (name, values[i])
+            for name, values in rows
+            if (name, values) not in shared and values[i] != outcomes.NONE
+        ]
+        for i, arm in enumerate(arms)
+    }
+    parts: list[Component] = [_side_by_side(arms, shared)] if shared else []
+    for arm, own in alone.items():
+        if own:
+            pairs = [html.Div([html.Dt(name), html.Dd(value, title=value)]) for name, value in own]
+            parts += [html.H3(f"{arm} alone"), html.Dl(pairs)]
+    settings = html.Div(parts, className="rs-differs")
+    return widgets.card("What differs", "settings that are not the same for all arms", settings, wide=True)
+
+
+def _side_by_side(arms: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Component:
     head = html.Tr([html.Th(name, scope="col") for name in ("setting", *arms)])
     lines = [
         html.Tr([html.Th(name, scope="row"), *(html.Td(value, title=value) for value in values)])
         for name, values in rows
     ]
     table = html.Table([html.Thead(head), html.Tbody(lines)], className="rs-settings")
-    scroll = html.Div(
-        table,
-        className="rs-scroll",
-        tabIndex=0,
-        role="region",
-        **widgets.attributes(aria_label="What differs in the settings"),
-    )
-    return widgets.card("What differs", "settings that are not the same for all arms", scroll, wide=True)
+    named = widgets.attributes(aria_label="What differs in the settings")
+    return html.Div(table, className="rs-scroll", tabIndex=0, role="region", **named)
 
 
 def _films(run: Run, results: Mapping[Path, Result], arms: Sequence[str]) -> list[Component]:

@@ -277,10 +277,10 @@ def _frames(run: Run, head: Head) -> Component:
             for camera, url in frame.pictures.items()
         ]
         caption = html.Figcaption([said, html.Br(), f"{frame.strength:.1f} × its usual"])
-        tiles.append(html.Figure([html.Div(pictures), caption], className="rs-tile"))
+        tiles.append(html.Figure([html.Div(pictures), caption], className="rs-moment"))
     return _part(
         "Frames in which it stands out",
-        html.Div(tiles, className="rs-tiles"),
+        html.Div(tiles, className="rs-moments"),
         note="output furthest from its mean",
     )
 

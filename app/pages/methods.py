@@ -253,7 +253,9 @@ def _check(
 
 def _missing(title: str, about: str, line: str) -> Component:
     """A question that nobody has computed the answer to, and the command that does."""
-    return widgets.card(title, about, html.P(widgets.code(line), className="rs-missing"))
+    return widgets.card(
+        title, about, html.P(widgets.code(line), className="rs-missing"), style={"alignSelf": "start"}
+    )
 
 
 def _stability_card(found: Mapping[str, HeadScores], tower: str, scheme: str) -> Component:
