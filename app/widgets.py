@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import dash_ag_grid as dag
-from dash import html
+from dash import dcc, html
 from dash.development.base_component import Component
 
-from app.maps import Frame
+from app.maps import Figure, Frame
 from app.views import Panel, View, direction, ticks
 
 # what a figure may do on its own: choose by box or lasso; saving is the export menu's, nothing is ever uploaded
@@ -129,6 +129,14 @@ def head_grid(
         style={"height": "100%", "width": "100%"},
         **more,
     )
+
+
+def figure(name: Any, height: int, drawn: Figure | None = None, config: Any = STILL) -> html.Div:
+    """A figure in its place, which is as high before it is drawn: nothing jumps when it is."""
+    graph = dcc.Graph(id=name, config=config, responsive=True, style={"height": f"{height}px"})
+    if drawn is not None:
+        graph.figure = drawn
+    return html.Div(graph, style={"minHeight": f"{height}px"})
 
 
 def layer(frame: Frame) -> html.Div:

@@ -202,15 +202,8 @@ def _cells(comparison: Comparison, cells: int) -> html.Section:
 
 
 def _figure(name: str, title: str, about: str, figure: Figure, height: int) -> html.Section:
-    graph = dcc.Graph(
-        id=f"{name}-figure",
-        figure=figure,
-        config=widgets.STILL,
-        responsive=True,
-        style={"height": f"{height}px"},
-    )
     menu = widgets.export_menu(f"{name}-figure")
-    return widgets.card(title, about, graph, menu=menu)
+    return widgets.card(title, about, widgets.figure(f"{name}-figure", height, figure), menu=menu)
 
 
 def _table(comparison: Comparison, cells: int) -> dag.AgGrid:

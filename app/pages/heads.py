@@ -244,10 +244,7 @@ def _part(title: str, *content: Component, menu: Component | None = None, note: 
 
 
 def _figure(title: str, name: str, figure: Figure, height: int, note: str = "") -> Component:
-    graph = dcc.Graph(
-        id=name, figure=figure, config=widgets.STILL, responsive=True, style={"height": f"{height}px"}
-    )
-    return _part(title, graph, menu=widgets.export_menu(name), note=note)
+    return _part(title, widgets.figure(name, height, figure), menu=widgets.export_menu(name), note=note)
 
 
 def _looks(run: Run, head: Head, scheme: str) -> Component:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, html, no_update
 from dash.development.base_component import Component
 
 from app import agreement, comparisons, reading, trust, views, widgets
@@ -182,18 +182,20 @@ def _drawn(
 
 def _agreement_cards(ranks: agreement.Rankings, k: int, scheme: str) -> list[Component]:
     pairs, groups = agreement.overlaps(ranks, k), agreement.memberships(ranks, k)
-    square = f"{max(comparisons.overlap_height(pairs), 330)}px"
+    square = max(comparisons.overlap_height(pairs), 330)
     return [
         widgets.card(
             "Rank correlation",
             f"Spearman's ρ over {ranks.n} heads",
-            _graph("matrix", comparisons.matrix(ranks, agreement.correlations(ranks), scheme), square),
+            widgets.figure(
+                "matrix", square, comparisons.matrix(ranks, agreement.correlations(ranks), scheme)
+            ),
             menu=widgets.export_menu("matrix"),
         ),
         widgets.card(
             f"Overlap of the best {k} against chance",
             f"dot: heads in common; band: 95 % of random sets of {k} of {ranks.n}",
-            _graph("overlap", comparisons.overlap(ranks, pairs, k, scheme), square),
+            widgets.figure("overlap", square, comparisons.overlap(ranks, pairs, k, scheme)),
             menu=widgets.export_menu("overlap"),
         ),
         widgets.card(
@@ -269,14 +271,10 @@ def _stability_card(found: Mapping[str, HeadScores], tower: str, scheme: str) ->
     )
 
 
-def _graph(name: str, figure: Figure, height: str) -> Component:
-    return dcc.Graph(id=name, figure=figure, config=widgets.STILL, responsive=True, style={"height": height})
-
-
 def _points(name: str, figure: Figure, frame: Frame | None, height: int, lines: bool = False) -> Component:
     """A figure by which heads are chosen; with a frame, one on which the selection is drawn."""
     config = widgets.GRAPH if figure["layout"].get("dragmode") == "select" else widgets.STILL
-    graph = dcc.Graph(id=name, figure=figure, config=config, responsive=True, style={"height": f"{height}px"})
+    graph = widgets.figure(name, height, figure, config)
     layers = [widgets.layer(frame)] if frame else []
     more = widgets.attributes(data_mark="lines") if lines else {}
     return html.Div([graph, *layers], className="rs-points" if frame else "rs-points plain", **more)

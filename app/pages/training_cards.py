@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import dcc, html
+from dash import html
 from dash.development.base_component import Component
 
 from app import counting, training, widgets
@@ -107,9 +107,7 @@ def job() -> html.Section:
                 ],
                 className="rs-ft-job-title",
             ),
-            html.Div(
-                dcc.Graph(id="ft-curve", config=widgets.STILL, responsive=True, style={"height": "240px"})
-            ),
+            widgets.figure("ft-curve", 240),
             html.H3("Log", className="rs-ft-small"),
             html.Pre(
                 id="ft-log",

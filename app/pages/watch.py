@@ -59,12 +59,7 @@ def body(screen: Screen) -> Component:
                     ),
                     html.Div(
                         [
-                            dcc.Graph(
-                                id="watch-timeline",
-                                config=widgets.STILL,
-                                responsive=True,
-                                style={"height": f"{watch_timeline.height(scene['actions'])}px"},
-                            ),
+                            widgets.figure("watch-timeline", watch_timeline.height(scene["actions"])),
                             html.Div(html.Div(id="watch-cursor"), className="rs-time-cursor"),
                         ],
                         id="watch-time",

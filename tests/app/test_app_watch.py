@@ -76,16 +76,18 @@ def test_bytes_over_http_are_the_heads_own(run: Run, client: FlaskClient) -> Non
 
 
 def test_pictures_come_in_packs_and_a_missing_one_is_empty(run: Run, tmp_path: Path) -> None:
-    whole = watch_data.pack(run, 0, "clean", "front", 0, FRAMES)
-    count, *lengths = struct.unpack_from(f"<{1 + FRAMES}I", whole)
-    files = [run.frame_path(0, "front", frame).read_bytes() for frame in range(FRAMES)]
-    assert (count, lengths) == (FRAMES, [len(file) for file in files])
-    assert whole[4 * (1 + FRAMES) :] == b"".join(files)
+    start, stop = 3, 15
+    whole = watch_data.pack(run, 0, "clean", "front", start, stop)
+    count, *lengths = struct.unpack_from(f"<{1 + stop - start}I", whole)
+    files = [run.frame_path(0, "front", frame).read_bytes() for frame in range(start, stop)]
+    assert (count, lengths) == (stop - start, [len(file) for file in files])
+    assert whole[4 * (1 + count) :] == b"".join(files)
     bare = make_run(tmp_path / "bare")
     make_footage(bare)
     bare.frame_path(0, "front", 1).unlink()
     assert struct.unpack_from("<4I", watch_data.pack(bare, 0, "clean", "front", 0, 3))[2] == 0
-    for start, stop in ((0, FRAMES + 1), (3, 3), (-1, 2)):
+    assert FRAMES > watch_data.PACK
+    for start, stop in ((0, FRAMES), (FRAMES - 1, FRAMES + 1), (3, 3), (-1, 2)):
         with pytest.raises(UsageError, match="frames"):
             watch_data.pack(run, 0, "clean", "front", start, stop)
 

@@ -95,6 +95,19 @@ def test_scrubbing_paints_the_frame_and_the_heads_attention(tab: Tab, watched: R
     painted(tab, 3)
 
 
+def test_pictures_fill_their_tile(tab: Tab, watched: Run) -> None:
+    """Style sheets of other pages are loaded too: a class of theirs once made the pictures half as large."""
+    open_at(tab, watched, "&heads=expert.L3H2")
+    used = tab.page.evaluate(
+        """() => {
+            const cameras = document.querySelector('.rs-cameras');
+            const wide = [...cameras.querySelectorAll('canvas')].map((canvas) => canvas.getBoundingClientRect().width);
+            return wide.reduce((a, b) => a + b) / cameras.getBoundingClientRect().width;
+        }"""
+    )
+    assert used > 0.95
+
+
 def test_it_plays_without_the_server_and_stops(tab: Tab, watched: Run) -> None:
     open_at(tab, watched, "&heads=expert.L3H2")
     asked: list[str] = []

@@ -14,7 +14,7 @@ from interp.footage import Camera, place
 from interp.runs import Run, Signals
 from interp.watching import Seen
 
-FRAMES = 12
+FRAMES = 20  # more than the browser asks for at once
 WORDS = ("pick", "the", "red", "cube")
 PARTS = (
     "image/front", "image/front/padding", "image/wrist", "image/wrist/padding",
