@@ -3,9 +3,11 @@
 The run is made for this: 1024 heads x 1000 frames x 2 cameras, k-NN and patching scores, three factors. Measured in
 headless Chromium without a GPU, on this machine, server and browser sharing its cores:
 
-first_paint     from the request for a page, with an empty cache, to the first picture that holds the page's content
-                (Largest Contentful Paint would wait for fonts): milliseconds, one number a fresh browser profile
-maps            from the same request until every map is drawn
+server          from typing `robosteer app` until it answers, seconds
+first_paint     from the request for a page, with an empty cache, milliseconds, one number a fresh browser profile:
+                `first` until anything is painted (First Contentful Paint), `content` until the maps are seen, `drawn`
+                until they are the live ones, in which heads can be chosen
+first_paint_tunnel   the same over a line of 20 Mbit/s with 80 ms added to every request
 select          from letting go of the button on a cell until counter, list, every map, ranked scores and table show it,
                 and the browser has painted: p50 and p95 over `--clicks` clicks; the table then scrolls to the row
 select_round_trip   the same with 80 ms added to every request: the selection must not ask the server
@@ -17,19 +19,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import platform
+import subprocess
+import sys
 import tempfile
-import threading
+import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from browser import browsing, serving, slow
+from playwright.sync_api import Browser, BrowserContext, Page
 
-from app import create_app, listen
 from interp.policies.spec import PolicySpec, TokenSpan, TowerSpec
 from interp.runs import Run, write_json
 from interp.scores import HeadScores, Null, TowerScores, now
@@ -37,12 +41,7 @@ from interp.scores import HeadScores, Null, TowerScores, now
 OUT = Path(__file__).parent / "results" / "dashboard.json"
 LAYERS, HEADS, FRAMES, CAMERAS = 32, 32, 1000, ("front", "wrist")
 EPISODES = 20
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-ROUND_TRIP_MS = 80
+ROUND_TRIP_MS, LINE = 80, 20e6 / 8  # bytes a second
 
 # Resolves, after the click, once everything shows `n` heads and a frame has been painted since.
 SHOWN = """([x, y, n]) => new Promise((done) => {
@@ -119,20 +118,36 @@ def make_run(path: Path, seed: int = 0) -> Run:
     return run
 
 
-def first_paint(browser: Browser, address: str, times: int) -> dict[str, Any]:
+def server_start(folder: Path) -> float:
+    """Seconds of a process of its own until its first answer."""
+    began = time.perf_counter()
+    words = [sys.executable, "-m", "robosteer", "app", "--runs", str(folder), "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = next(word for word in process.stdout.readline().split() if word.startswith("http"))
+        urllib.request.urlopen(address).read()
+        took = time.perf_counter() - began
+        process.terminate()
+    return round(took, 2)
+
+
+def first_paint(browser: Browser, address: str, times: int, tunnel: bool = False) -> dict[str, Any]:
     """Milliseconds, each in a fresh profile."""
-    painted, drawn = [], []
+    first, painted, drawn = [], [], []
     for _ in range(times):
         page = new_page(browser)
+        if tunnel:
+            slow(page.context.new_cdp_session(page), ROUND_TRIP_MS, LINE)
         page.goto(address)
         page.wait_for_function(
             "[...document.querySelectorAll('.rs-map')].length && "
             "[...document.querySelectorAll('.rs-map')].every((map) => map.querySelector('.hm image'))"
         )
         drawn.append(page.evaluate("performance.now()"))
-        painted.append(page.evaluate("performance.getEntriesByName('rs-content')[0]?.startTime ?? null"))
+        for marks, name in ((first, "first-contentful-paint"), (painted, "rs-content")):
+            marks.append(page.evaluate(f"performance.getEntriesByName('{name}')[0]?.startTime ?? null"))
         page.context.close()
-    return {"content_ms": painted, "maps_ms": drawn}
+    return {"first_ms": first, "content_ms": painted, "drawn_ms": drawn}
 
 
 def new_page(browser: Browser) -> Page:
@@ -143,10 +158,13 @@ def new_page(browser: Browser) -> Page:
     return page
 
 
-# Marks the first frame in which the page's own content (not the frame around it) is on the screen.
+# Marks the first frame in which the maps are on the screen: those of the first answer, in a closed shadow root
+# of #first and make it as high as the page, or Dash's own.
 CONTENT = """(() => {
+    const there = () => document.querySelector('#page .rs-map')
+        || (document.getElementById('first')?.offsetHeight ?? 0) > innerHeight;
     const look = () => {
-        if (!document.querySelector('#page .rs-card')) return requestAnimationFrame(look);
+        if (!there()) return requestAnimationFrame(look);
         requestAnimationFrame(() => setTimeout(() => performance.mark('rs-content'), 0));
     };
     requestAnimationFrame(look);
@@ -183,43 +201,24 @@ def quantiles(milliseconds: Sequence[float]) -> dict[str, float]:
     return {"n": len(milliseconds), "p50_ms": round(float(p50), 1), "p95_ms": round(float(p95), 1)}
 
 
-def slow(page: Page, milliseconds: int) -> None:
-    """Adds a round trip's time to every request."""
-    session = page.context.new_cdp_session(page)
-    session.send("Network.enable")
-    session.send(
-        "Network.emulateNetworkConditions",
-        {"offline": False, "latency": milliseconds, "downloadThroughput": -1, "uploadThroughput": -1},
-    )
-
-
 def measure(folder: Path, clicks: int, loads: int, parts: Sequence[str]) -> dict[str, Any]:
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = listen(create_app(folder), port=0)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    root = f"http://127.0.0.1:{server.port}"
-    address = f"{root}/?run=benchmark"
-    out: dict[str, Any] = {}
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=list(FLAGS))
+    out: dict[str, Any] = {"server_s": server_start(folder)}
+    with serving(folder) as root, browsing() as browser:
+        address = f"{root}/?run=benchmark"
         out["chromium"] = browser.version
         first_paint(browser, address, 1)  # the server's first answers compile and read what later ones do not
         out["first_paint"] = first_paint(browser, address, loads)
+        out["first_paint_tunnel"] = first_paint(browser, address, loads, tunnel=True)
         page = new_page(browser)
         page.goto(address)
         page.wait_for_selector("#ranked-plot .rs-outline", state="attached")
         page.wait_for_selector("#heads .ag-row")
         page.wait_for_timeout(500)
         out["select"] = select(page, clicks)
-        slow(page, ROUND_TRIP_MS)
+        slow(page.context.new_cdp_session(page), ROUND_TRIP_MS)
         out["select_round_trip"] = select(page, clicks, seed=1)
         for name in parts:
             out[name] = dict(PARTS[name](page.context, root))
-        browser.close()
-    server.shutdown()
-    thread.join()
-    server.server_close()
     return out
 
 

@@ -18,17 +18,16 @@ import argparse
 import json
 import platform
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from browser import browsing, serving, slow
 from PIL import Image, ImageDraw
-from playwright.sync_api import CDPSession, Page, sync_playwright
+from playwright.sync_api import CDPSession, Page
 from tqdm import tqdm
 
-from app.server import create_app, listen
 from interp.filming import Writer
 from interp.footage import Camera, place
 from interp.policies.spec import PolicySpec, TokenSpan, TowerSpec
@@ -37,19 +36,7 @@ from interp.watching import Seen
 
 LAYERS, HEADS, GRID, CAMERAS, SIZE = 32, 32, 16, ("front", "wrist"), 224
 LATENCY, LINE = 80, 20e6 / 8  # milliseconds, bytes a second
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-FLAGS += [
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-precise-memory-info",
-    "--js-flags=--expose-gc",
-]
+FLAGS = ("--enable-precise-memory-info", "--js-flags=--expose-gc")
 SPEC = PolicySpec(
     family="pi0",
     towers={"expert": TowerSpec((HEADS,) * LAYERS, kv_heads=1, d_head=64)},
@@ -231,19 +218,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scrubbing.json"))
     arguments = parser.parse_args()
     run = make_run(arguments.runs / f"random-{LAYERS * HEADS}x{arguments.frames}", arguments.frames)
-    server = listen(create_app(arguments.runs), port=0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+    with serving(arguments.runs) as root, browsing(FLAGS) as browser:
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
         cdp = page.context.new_cdp_session(page)
-        cdp.send("Network.enable")
-        line = {"offline": False, "latency": LATENCY, "downloadThroughput": LINE, "uploadThroughput": LINE}
-        cdp.send("Network.emulateNetworkConditions", line)
-        page.goto(f"http://127.0.0.1:{server.port}/watch?run={run.name}&heads=expert.L3H2")
+        slow(cdp, LATENCY, LINE)
+        page.goto(f"{root}/watch?run={run.name}&heads=expert.L3H2")
         found = measure(page, cdp, arguments.frames)
-        browser.close()
-    server.shutdown()
     record = {
         "run": {
             "heads": LAYERS * HEADS,

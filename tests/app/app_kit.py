@@ -171,16 +171,17 @@ class Tab:
         self.page.wait_for_function("document.getElementById('best-tower').value !== ''")
         self.page.fill("#best-k", str(k))
         if by:
-            self.choose("#best-by", by)
+            with self.page.expect_response("**/_dash-update-component*"):  # the towers of these scores
+                self.choose("#best-by", by)
         if tower:
-            self.page.wait_for_timeout(100)  # the towers of the scores that were just chosen
             self.choose("#best-tower", tower)
         self.page.click("#best-add" if add else "#best")
         self.page.keyboard.press("Escape")
 
     def sets(self) -> None:
         """Open the panel of sets, and wait until it knows those that are saved."""
-        self.page.click("#sets-open")
+        with self.page.expect_response("**/_dash-update-component*"):
+            self.page.click("#sets-open")
         self.page.wait_for_selector("#set-a:visible")
         self.page.wait_for_timeout(150)
 
