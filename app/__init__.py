@@ -4,8 +4,10 @@
     library    the runs under a folder, readable or not
     views      what of a run's scores is shown: panels, ranks, ranges, rows (pure)
     reading    the scores in plain words (pure)
-    outcomes   results of rollouts as rows to compare (pure)
+    outcomes   results of rollouts as rows to compare; films, of single episodes (pure)
+    selections, selection_bar, selecting   sets of heads on disk; the bar on every page; what it does
     maps       figures of heads: layer x head maps, ranked scores (pure)
+    markup     components as plain HTML; firstpaint, the page before any script has run; compression, on the line
     rates      figures of rollouts: success and paired differences (pure)
     watch_data, watch_timeline   an episode's footage as bytes, and what happened in it as a figure (pure)
     jobs       finetunings as processes of their own; training, counting: their form, words and parameters

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from interp.errors import UsageError
 from interp.runs import Run
+from steering.episode import Episode
 from steering.results import IN_DOMAIN, Result
 
 KINDS = (".gif", ".mp4", ".webm", ".png")
@@ -66,9 +67,7 @@ def scenes(names: Sequence[str], results: Mapping[Path, Result], arms: Sequence[
             continue
         seed = int(parts["seed"])
         episode = next((one for one in result.episodes if one.seed == seed), None)
-        ended = episode and (
-            f"success after {episode.steps} steps" if episode.success else episode.failure or "failed"
-        )
+        ended = _ended(episode) if episode else None
         shown = Film(name, result.name, ended, episode.success if episode else None)
         scenes.setdefault((result.suite != IN_DOMAIN, result.suite, result.task, seed), []).append(shown)
     known = [
@@ -79,3 +78,7 @@ def scenes(names: Sequence[str], results: Mapping[Path, Result], arms: Sequence[
         for (other, suite, task, seed), films in sorted(scenes.items())
     ]
     return known + others
+
+
+def _ended(episode: Episode) -> str:
+    return f"success after {episode.steps} steps" if episode.success else episode.failure or "failed"

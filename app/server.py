@@ -50,10 +50,10 @@ class Dashboard(Dash):
         super().__init__(*named, **more)
         self._library = library
 
-    def interpolate_index(self, **parts: Any) -> str:
+    def interpolate_index(self, *args: Any, **parts: Any) -> str:
         first = firstpaint.first_paint(self._library, PAGES, request.path, request.args)
         parts["app_entry"] = first + parts["app_entry"]
-        return str(super().interpolate_index(**parts))
+        return str(super().interpolate_index(*args, **parts))
 
 
 def create_app(runs_dir: str | Path, *, hosts: Iterable[str] = (), allow_launch: bool = False) -> Dash:

@@ -133,9 +133,8 @@ def head_grid(
 
 def figure(name: Any, height: int, drawn: Figure | None = None, config: Any = STILL) -> html.Div:
     """A figure in its place, which is as high before it is drawn: nothing jumps when it is."""
-    graph = dcc.Graph(id=name, config=config, responsive=True, style={"height": f"{height}px"})
-    if drawn is not None:
-        graph.figure = drawn
+    shown: dict[str, Any] = {} if drawn is None else {"figure": drawn}
+    graph = dcc.Graph(id=name, config=config, responsive=True, style={"height": f"{height}px"}, **shown)
     return html.Div(graph, style={"minHeight": f"{height}px"})
 
 
