@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from app_kit import Site, Tab, make_run, make_scores, serving
+from flask.testing import FlaskClient
 from playwright.sync_api import BrowserContext, ConsoleMessage, Request, sync_playwright
 
+from app import create_app
 from interp.runs import Run
 
 CHROMIUM = "/usr/bin/chromium"
@@ -43,6 +45,13 @@ def run(site: Site, request: pytest.FixtureRequest) -> Run:
         named = {"method": "mediation", "label": "Mediation", "units": "NIE/TE", "factor": factor}
         run.save_scores(make_scores(seed=seed, higher=True, **named), f"mediation.{factor}")
     return run
+
+
+@pytest.fixture
+def client(run: Run) -> Iterator[FlaskClient]:
+    """The dashboard over the run's folder, asked without a browser."""
+    with create_app(run.path.parent).server.test_client() as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

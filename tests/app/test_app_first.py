@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from app_kit import DEAD, TINY, Tab, make_run, make_scores
+from app_kit import DEAD, TINY, make_run, make_scores
 from flask.testing import FlaskClient
 
-from app import create_app
 from app.markup import LEVELS
 from interp.runs import Run
 from interp.scores import HeadScores
@@ -21,16 +19,10 @@ FIRST = re.compile(r'<div id="first".*?<template shadowrootmode="closed">(.*?)</
 
 
 @pytest.fixture
-def one(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> Run:
     run = make_run(tmp_path / "runs" / "first")
     run.save_scores(make_scores())
     return run
-
-
-@pytest.fixture
-def client(one: Run) -> Iterator[FlaskClient]:
-    with create_app(one.path.parent).server.test_client() as client:
-        yield client
 
 
 def first_picture(client: FlaskClient, address: str) -> str:
@@ -63,9 +55,9 @@ def expected(scores: HeadScores, tower: str) -> dict[tuple[int, int], float]:
 
 
 @pytest.mark.parametrize("higher", [False, True])
-def test_first_answer_shows_every_score_in_its_colour(one: Run, client: FlaskClient, higher: bool) -> None:
+def test_first_answer_shows_every_score_in_its_colour(run: Run, client: FlaskClient, higher: bool) -> None:
     scores = make_scores(higher=higher)
-    one.save_scores(scores)
+    run.save_scores(scores)
     drawn = cells_of(first_picture(client, "/?run=first"))
     assert len(drawn) == len(TINY)
     for cells, tower in zip(drawn, TINY, strict=True):
@@ -102,8 +94,8 @@ def test_pages_that_take_long_send_their_frame_at_once(client: FlaskClient) -> N
 
 
 @pytest.mark.parametrize("fault", ["run", "scores"])
-def test_a_broken_file_spoils_no_page(one: Run, client: FlaskClient, fault: str) -> None:
-    broken = one.path / "run.json" if fault == "run" else one.path / "scores" / "knn.json"
+def test_a_broken_file_spoils_no_page(run: Run, client: FlaskClient, fault: str) -> None:
+    broken = run.path / "run.json" if fault == "run" else run.path / "scores" / "knn.json"
     broken.write_text(broken.read_text()[:40])
     answer = client.get("/?run=first")
     assert answer.status_code == 200
@@ -130,29 +122,3 @@ def test_a_library_that_the_browser_has_is_not_sent_again(client: FlaskClient) -
         assert gzip.decompress(packed.data) == client.get(path).data
     again = client.get(path, headers={"Accept-Encoding": "gzip", "If-None-Match": packed.headers["ETag"]})
     assert (again.status_code, again.data) == (304, b"")
-
-
-# addresses of libraries that came over the line more than once; one from the cache has no size, or a header's
-TWICE = """() => {
-    const sent = performance.getEntriesByType('resource')
-        .filter((entry) => entry.name.includes('_dash-component-suites') && entry.transferSize > 500)
-        .map((entry) => entry.name);
-    return sent.filter((name, i) => sent.indexOf(name) !== i);
-}"""
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("path", ["/", "/heads", "/watch", "/methods", "/finetune", "/compare"])
-def test_libraries_are_sent_once_and_the_first_picture_goes(tab: Tab, run: Run, path: str) -> None:
-    tab.open(f"{path}?run={run.name}", ready="#page > *")
-    tab.page.wait_for_function("!document.getElementById('first')")
-    assert tab.page.evaluate(TWICE) == []
-
-
-@pytest.mark.browser
-def test_maps_are_seen_before_any_script_has_run(tab: Tab, run: Run) -> None:
-    tab.page.route("**/*.js*", lambda route: None)  # never answered
-    tab.page.goto(f"{tab.address}/?run={run.name}&method=knn&tower=expert", wait_until="commit")
-    tab.page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
-    colour = tab.page.evaluate("getComputedStyle(document.getElementById('first')).backgroundColor")
-    assert colour == "rgb(244, 246, 248)"

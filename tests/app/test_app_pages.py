@@ -172,3 +172,27 @@ def test_a_run_with_broken_files_says_which_and_shows_the_rest(tab: Tab, rich: R
         assert "half.json" in tab.page.inner_text("#page .rs-notices")
     tab.open(f"/?run={rich.name}&set=theirs", ready="#notice-list .rs-notice")
     assert "pi0-ffffffff" in tab.page.inner_text("#notice-list")
+
+
+# addresses of libraries that came over the line more than once; one from the cache has no size, or a header's
+TWICE = """() => {
+    const sent = performance.getEntriesByType('resource')
+        .filter((entry) => entry.name.includes('_dash-component-suites') && entry.transferSize > 500)
+        .map((entry) => entry.name);
+    return sent.filter((name, i) => sent.indexOf(name) !== i);
+}"""
+
+
+@pytest.mark.parametrize("path", ["/", "/heads", "/watch", "/methods", "/finetune", "/compare"])
+def test_libraries_are_sent_once_and_the_first_picture_goes(tab: Tab, run: Run, path: str) -> None:
+    tab.open(f"{path}?run={run.name}", ready="#page > *")
+    tab.page.wait_for_function("!document.getElementById('first')")
+    assert tab.page.evaluate(TWICE) == []
+
+
+def test_maps_are_seen_before_any_script_has_run(tab: Tab, run: Run) -> None:
+    tab.page.route("**/*.js*", lambda route: None)  # never answered
+    tab.page.goto(f"{tab.address}/?run={run.name}&method=knn&tower=expert", wait_until="commit")
+    tab.page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
+    colour = tab.page.evaluate("getComputedStyle(document.getElementById('first')).backgroundColor")
+    assert colour == "rgb(244, 246, 248)"

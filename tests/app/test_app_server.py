@@ -7,7 +7,6 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +27,6 @@ def run(tmp_path: Path) -> Run:
     run = make_run(tmp_path / "runs" / "first")
     run.save_scores(make_scores())
     return run
-
-
-@pytest.fixture
-def client(run: Run) -> Iterator[FlaskClient]:
-    with create_app(run.path.parent).server.test_client() as client:
-        yield client
 
 
 @pytest.mark.parametrize(
