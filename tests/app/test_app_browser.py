@@ -128,7 +128,7 @@ def test_link_opens_the_same_view_in_a_fresh_tab(tab: Tab, run: Run) -> None:
     assert "higher is better" in tab.page.inner_text(".rs-scale-name")
     tab.page.click("text=Compare")
     tab.page.wait_for_selector("text=No rollouts in this run yet")
-    assert "heads=expert.L4H3,vlm.L2H1" in tab.page.url
+    tab.page.wait_for_function("location.search.includes('heads=expert.L4H3,vlm.L2H1')")
     tab.page.click("text=Overview")
     tab.drawn()
     tab.expect("expert.L4H3", "vlm.L2H1")
@@ -143,7 +143,7 @@ def test_switching_tower_method_and_run_keeps_what_still_means_the_same(
     tab.page.click("#tower label:has-text('expert')")
     tab.page.wait_for_function("document.querySelectorAll('.rs-map').length === 1")
     tab.expect("expert.L1H1")
-    assert "tower=expert" in tab.page.url
+    tab.page.wait_for_function("location.search.includes('tower=expert')")
     tab.choose("#method", "Zero ablation")
     tab.page.wait_for_function("location.search.includes('method=ablation')")
     tab.page.wait_for_function("document.getElementById('reading').innerText.includes('Zero ablation')")
