@@ -70,7 +70,7 @@ def test_heads_are_listed_chosen_found_and_looked_at(tab: Tab, rich: Run, site: 
     tab.page.wait_for_function("dash_ag_grid.getApi('heads-table').getDisplayedRowCount() === 1")
     tab.page.click(f'{row} .ag-cell[col-id="layer"]')
     tab.page.wait_for_function("document.querySelector('#drawer h2')?.innerText === 'expert.L3H2'")
-    assert "head=expert.L3H2" in tab.page.url
+    tab.page.wait_for_function("location.search.includes('head=expert.L3H2')")
     drawer = tab.page.inner_text("#drawer")
     assert "best rank: 1 of 20" in drawer
     assert other.name in drawer  # the same head in another run
