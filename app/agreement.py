@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from math import atanh, comb, sqrt, tanh
+from math import atanh, sqrt, tanh
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from app.views import STABILITY, is_stability, ordered
 from interp.heads import Head
+from interp.overlap import at_least, chance
 from interp.scores import HeadScores
 
 Z95 = 1.959963984540054
@@ -147,27 +148,6 @@ def overlaps(ranks: Rankings, k: int) -> list[Overlap]:
         shared = len(ranks.top(a, k) & ranks.top(b, k))
         out.append(Overlap(a, b, shared, expected, low, high, at_least(shared, ranks.n, k)))
     return out
-
-
-def chance(n: int, k: int) -> tuple[float, int, int]:
-    """Heads that two random sets of k of n share: mean, and the ends of the central 95 %."""
-    if n == 0 or k == 0:
-        return 0.0, 0, 0
-    cumulative = np.cumsum([hypergeometric(x, n, k) for x in range(k + 1)])
-    low = int(np.searchsorted(cumulative, 0.025, side="right"))
-    high = int(np.searchsorted(cumulative, 0.975 - 1e-12, side="left"))
-    return k * k / n, min(low, k), min(high, k)
-
-
-def hypergeometric(x: int, n: int, k: int) -> float:
-    """Probability that two random sets of k of n share exactly x."""
-    if n - k < k - x:
-        return 0.0
-    return comb(k, x) * comb(n - k, k - x) / comb(n, k)
-
-
-def at_least(x: int, n: int, k: int) -> float:
-    return min(1.0, sum(hypergeometric(i, n, k) for i in range(x, k + 1)))
 
 
 def memberships(ranks: Rankings, k: int) -> list[Membership]:

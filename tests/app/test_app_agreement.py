@@ -10,6 +10,7 @@ import pytest
 from app_kit import DATA, POLICY, make_scores
 
 from app import agreement, comparisons, theme, trust
+from interp import overlap
 from interp.heads import Head
 from interp.scores import HeadScores, TowerScores
 
@@ -58,15 +59,15 @@ def test_chance_of_an_overlap_is_that_of_all_shuffles() -> None:
     n, k = 6, 3
     shared = [len(set(p[:k]) & {0, 1, 2}) for p in permutations(range(n))]
     for x in range(k + 1):
-        assert agreement.hypergeometric(x, n, k) == pytest.approx(shared.count(x) / len(shared))
-        assert agreement.at_least(x, n, k) == pytest.approx(sum(s >= x for s in shared) / len(shared))
-    assert agreement.chance(n, k)[0] == pytest.approx(np.mean(shared))
-    mean, low, high = agreement.chance(64, 12)
+        assert overlap.hypergeometric(x, n, k) == pytest.approx(shared.count(x) / len(shared))
+        assert overlap.at_least(x, n, k) == pytest.approx(sum(s >= x for s in shared) / len(shared))
+    assert overlap.chance(n, k)[0] == pytest.approx(np.mean(shared))
+    mean, low, high = overlap.chance(64, 12)
     draws = np.random.default_rng(1).hypergeometric(12, 52, 12, size=200_000)
     assert mean == pytest.approx(draws.mean(), abs=0.01)
     assert ((draws >= low) & (draws <= high)).mean() >= 0.95
     assert ((draws > low) & (draws < high)).mean() < 0.95  # and no wider than it must be
-    assert agreement.chance(4, 4) == (4.0, 4, 4)
+    assert overlap.chance(4, 4) == (4.0, 4, 4)
 
 
 def test_memberships_partition_the_heads_that_anyone_has_among_the_best() -> None:
