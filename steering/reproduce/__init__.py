@@ -5,4 +5,5 @@ scores      how heads are chosen
 work        one job: demonstrations, scores, training, rollouts
 experiment  all jobs, in processes; records as they are done
 records     the files that are kept
+maps        what every head does on every task: the scores that figures show
 """

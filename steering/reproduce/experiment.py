@@ -12,13 +12,14 @@ import multiprocessing
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from interp.errors import UsageError
+from steering.reproduce import maps
 from steering.reproduce.plan import Job, Plan
 from steering.reproduce.records import write_costs, write_record
 from steering.reproduce.work import perform, results_path
@@ -59,6 +60,23 @@ def run(
                 bar.update(plan.n * len(job.suites))
                 rates = ", ".join(f"{r.suite} {r.success_rate.value:.0%}" for r in found)
                 say(f"{job}: {rates} (n = {plan.n})")
+            _make_maps(pool, plan, work, results, say)
+
+
+def run_maps(
+    plan: Plan, work: Path, results: Path, processes: int = 2, say: Callable[[str], None] = tqdm.write
+) -> None:
+    """Only the heads' scores that figures show (steering/reproduce/maps.py); an experiment may run beside it."""
+    with _pool(processes) as pool:
+        _make_maps(pool, plan, work, results, say)
+
+
+def _make_maps(
+    pool: ProcessPoolExecutor, plan: Plan, work: Path, results: Path, say: Callable[[str], None]
+) -> None:
+    parts = [pool.submit(maps.make, plan, work, results, *part) for part in maps.missing(plan, results)]
+    for part in as_completed(parts):
+        say(part.result())
 
 
 def done(plan: Plan, work: Path, job: Job) -> bool:

@@ -49,7 +49,7 @@ def write_record(directory: Path, results: Iterable[tuple[int, Result]], command
         "runs": runs,
     }
     path = directory / example.task / f"{example.name}.json"
-    write_atomic(path, _compact(record).encode())
+    write_atomic(path, compact(record).encode())
     return path
 
 
@@ -101,7 +101,7 @@ def write_costs(directory: Path, results: Iterable[tuple[int, Result]]) -> Path:
         entry["evaluate_seconds"] = round(entry["evaluate_seconds"] + result.seconds.get("evaluate", 0.0), 3)
     for (task, arm, trained), entry in spent.items():
         costs.setdefault(task, {}).setdefault(arm, {})[trained] = entry
-    write_atomic(path, _compact(_sorted(costs)).encode())
+    write_atomic(path, compact(_sorted(costs)).encode())
     return path
 
 
@@ -176,7 +176,7 @@ def _sorted(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _sorted(v) if isinstance(v, Mapping) else v for k, v in sorted(tree.items())}
 
 
-def _compact(record: Mapping[str, Any]) -> str:
+def compact(record: Mapping[str, Any]) -> str:
     """JSON with an entry a line, but lists of numbers or words on one."""
     text = json.dumps(record, indent=1, allow_nan=False)
     return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
