@@ -101,12 +101,12 @@ def arms_table(comparison: Comparison) -> Table:
     header = ["arm", "success", *against, *map(_trial_words, trials), "trained", "training", "memory"]
     rows = []
     for arm in comparison.arms:
-        row = [arm.arm, _rate(arm.success.success) if arm.success else ""]
+        row = [arm.arm, rate(arm.success.success) if arm.success else ""]
         if arm.success and 0 < arm.tasks < len(comparison.tasks):
             row[1] += f" of {arm.tasks} tasks"
         if paired:
-            row.append(_points(arm.success.difference) if arm.success else "")
-        row += [_rate_and_points(arm.trials.get(trial)) for trial in trials]
+            row.append(points(arm.success.difference) if arm.success else "")
+        row += [rate_and_points(arm.trials.get(trial)) for trial in trials]
         rows.append((*row, _count(arm.trained), _seconds(arm), _memory(arm)))
     n = sorted({cell.n for cell in comparison.cells if cell.suite == IN_DOMAIN})
     tasks = f"mean of {len(comparison.tasks)} tasks" if len(comparison.tasks) > 1 else comparison.tasks[0]
@@ -124,7 +124,7 @@ def tasks_table(comparison: Comparison) -> Table:
     for task in comparison.tasks:
         cells = [comparison.cell(arm.arm, task) for arm in arms]
         if any(cells):
-            rows.append((task, *map(_rate_and_points, cells)))
+            rows.append((task, *map(rate_and_points, cells)))
     if len(rows) > 1:
         rows.append(("mean", *(_mean_of_all(arm, len(rows)) for arm in arms)))
     if rows:
@@ -143,7 +143,7 @@ def suites_table(comparison: Comparison) -> Table:
     """Success by suite and arm, the mean of the tasks where there are several."""
     trials = {cell.suite: cell.trial or "" for cell in comparison.cells}
     rows = [
-        (suite, trials[suite], *(_rate_and_points(arm.suites.get(suite)) for arm in comparison.arms))
+        (suite, trials[suite], *(rate_and_points(arm.suites.get(suite)) for arm in comparison.arms))
         for suite in comparison.suites
     ]
     header = ("suite", "of", *(arm.arm for arm in comparison.arms))
@@ -192,26 +192,26 @@ def _trial_words(trial: str) -> str:
     return {"unseen": "unseen task", "pretraining": "pretraining tasks"}.get(trial, f"{trial} suites")
 
 
-def _rate(interval: Interval) -> str:
+def rate(interval: Interval) -> str:
     return f"{interval.value:.0%} ({interval.low:.0%} to {interval.high:.0%})"
 
 
-def _points(difference: Interval | None) -> str:
+def points(difference: Interval | None) -> str:
     if difference is None:
         return ""
     value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
     return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"
 
 
-def _rate_and_points(found: Cell | Mean | None) -> str:
+def rate_and_points(found: Cell | Mean | None) -> str:
     if found is None:
         return ""
-    return ", ".join(filter(None, (_rate(found.success), _points(found.difference))))
+    return ", ".join(filter(None, (rate(found.success), points(found.difference))))
 
 
 def _mean_of_all(arm: Arm, tasks: int) -> str:
     """A mean over fewer tasks than the others have would mislead beside theirs."""
-    return _rate_and_points(arm.success) if arm.tasks == tasks else ""
+    return rate_and_points(arm.success) if arm.tasks == tasks else ""
 
 
 def _count(counts: tuple[int, int]) -> str:

@@ -9,13 +9,22 @@ from pathlib import Path
 def reproduce(a: Namespace) -> None:
     """Repeat the paper's experiments in simulation: five tasks, eleven arms, three seeds, and what depends on what.
     Stop it at any moment; the same command goes on."""
-    from steering.reproduce.experiment import run
+    from steering.reproduce.experiment import run, run_maps
     from steering.reproduce.plan import PLANS
 
     plan = PLANS["quick" if a.quick else "full"].only(a.studies, a.tasks, a.arms, a.seeds, a.n)
     work = Path(a.work or f"runs/reproduce-{plan.name}")
     results = Path(a.results) if a.results else work / "results"
-    run(plan, work, results, a.processes)
+    if a.report:
+        from steering.reproduce.publish import publish
+
+        for path in publish(plan, results, Path(a.out or work / "REPORT.md"), a.readme and Path(a.readme)):
+            print(path)
+        return
+    if a.scores:
+        run_maps(plan, work, results, a.processes)
+    else:
+        run(plan, work, results, a.processes)
     print(results)
 
 
@@ -32,3 +41,17 @@ def reproduce_takes(p: ArgumentParser) -> None:
     )
     p.add_argument("--results", help="directory of the records (results/ in the work directory)")
     p.add_argument("--processes", type=int, default=2, help="jobs at a time, a CPU thread each")
+    p.add_argument(
+        "--scores",
+        action="store_true",
+        help="only the heads' scores that figures show; may run beside the rest",
+    )
+    p.add_argument(
+        "--report", action="store_true", help="run nothing: write the report of the results there are"
+    )
+    p.add_argument("--out", metavar="FILE", help="the report (REPORT.md in the work directory)")
+    p.add_argument(
+        "--readme",
+        metavar="FILE",
+        help="also renew the table between <!-- adaptation --> marks, and its figure",
+    )

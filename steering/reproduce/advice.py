@@ -1,0 +1,157 @@
+"""What an honest practitioner should do: sentences that rules choose, each with the numbers that chose it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from steering.compare import ARMS, Entry, compare_entries
+from steering.compare_report import points
+from steering.reproduce.contrast import Contrast, contrast
+from steering.reproduce.plan import ADAPTING, FEW, Arm
+from steering.reproduce.published import CHOICE_MINUTES, MARGIN
+from steering.results import IN_DOMAIN
+
+
+def advice(entries: Sequence[Entry]) -> list[str]:
+    """The most important first."""
+    parts = (_whether, _which_heads, _how_to_choose, _against_lora, _what_it_costs_elsewhere, _beware)
+    return [sentence for part in parts for sentence in part(entries)]
+
+
+def _whether(entries: Sequence[Entry]) -> list[str]:
+    """Does finetuning the chosen heads help, and where?"""
+    made = contrast(entries, "aligned", "base")
+    if made is None:
+        return []
+    by_task = [c for task in made.tasks if (c := contrast(entries, "aligned", "base", tasks=[task]))]
+    better = [c for c in by_task if c.finding(MARGIN) == "better"]
+    others = [c for c in by_task if c not in better]
+    said = (
+        "Finetune few heads: `aligned` gains"
+        if made.difference.low > 0
+        else "Do not expect a gain: `aligned` moves"
+    )
+    said += f" {_of(made)} over the base policy"
+    if better:
+        said += f"; it helps on {_tasks(better)}"
+    if others:
+        said += f"{', but' if better else ';'} not beyond its interval on {_tasks(others)}"
+    return [f"{said}."]
+
+
+def _which_heads(entries: Sequence[Entry]) -> list[str]:
+    said = []
+    for arm, control, tasks in (
+        (Arm("aligned"), Arm("random-k"), ADAPTING),
+        (Arm("aligned", heads=FEW), Arm("random-k", heads=FEW), ADAPTING),
+    ):
+        made = contrast(entries, arm.name, control.name, tasks=tasks)
+        if made is None:
+            continue
+        words = {
+            "better": f"With {arm.heads} heads, choose them: chosen heads beat random ones by {_of(made)}.",
+            "worse": f"With {arm.heads} heads, do not choose them by k-NN: random ones do better, {_of(made)}.",
+            "the same": f"With {arm.heads} heads it does not matter which: chosen against random {_of(made)}.",
+            "open": (
+                f"With {arm.heads} heads, do not count on the choice: chosen against random is {_of(made)}, which "
+                "includes zero."
+            ),
+        }
+        said.append(words[made.finding(MARGIN)])
+    whole = contrast(entries, "aligned", "all-heads")
+    if whole is not None:
+        words = {
+            "better": "Do not train all heads: the chosen ones do better",
+            "worse": "If parameters are free, train all heads: the chosen ones do worse",
+            "the same": "A few heads are enough: against all heads",
+            "open": "All heads have not been shown to be better than a few, nor worse: against all heads",
+        }
+        said.append(f"{words[whole.finding(MARGIN)]} {_of(whole)}.")
+    return said
+
+
+def _how_to_choose(entries: Sequence[Entry]) -> list[str]:
+    made = [
+        c
+        for by in ("ablation", "patching", "atp")
+        if (
+            c := contrast(
+                entries, Arm("aligned", heads=FEW, by=by).name, Arm("aligned", heads=FEW).name, tasks=ADAPTING
+            )
+        )
+    ]
+    better = [c for c in made if c.finding(MARGIN) == "better"]
+    if better:
+        return [f"Choose by {_arms(better)}: it does better than k-NN."]
+    if made:
+        ratio = CHOICE_MINUTES["causal mediation"] / CHOICE_MINUTES["k-NN"]
+        return [
+            f"Choose by k-NN: no other way was shown to be better ({_arms(made)}, each less k-NN), and it is the "
+            f"cheapest (in the paper {ratio:.0f} times cheaper than causal mediation)."
+        ]
+    return []
+
+
+def _against_lora(entries: Sequence[Entry]) -> list[str]:
+    made = contrast(entries, "aligned", "lora")
+    if made is None:
+        return []
+    sizes = {
+        arm: np.mean([sum(e.result.trainable_parameters.values()) for e in entries if e.arm == arm])
+        for arm in ("aligned", "lora")
+    }
+    cheaper = f"it trains {sizes['lora'] / sizes['aligned']:.2f} times fewer parameters"
+    words = {
+        "better": f"Prefer `aligned` to LoRA: {_of(made)}",
+        "worse": f"Prefer LoRA: `aligned` against it is {_of(made)}",
+        "the same": f"LoRA does as well: `aligned` against it is {_of(made)}",
+        "open": f"LoRA has not been shown to be worse: `aligned` against it is {_of(made)}",
+    }
+    return [f"{words[made.finding(MARGIN)]}; {cheaper}."]
+
+
+def _what_it_costs_elsewhere(entries: Sequence[Entry]) -> list[str]:
+    """Forgetting, and which arm forgets least."""
+    lost = [c for arm in _arms_of(entries) if (c := contrast(entries, arm, "base", "pretraining"))]
+    if not lost:
+        return []
+    worst = [c for c in lost if c.finding(MARGIN) == "worse"]
+    if not worst:
+        return ["No arm was shown to forget the pretraining tasks."]
+    least = max(lost, key=lambda c: c.difference.value)
+    return [
+        f"Expect to lose pretraining tasks: {_arms(worst)}, against the base; `{least.arm}` keeps most "
+        f"({points(least.difference)})."
+    ]
+
+
+def _beware(entries: Sequence[Entry]) -> list[str]:
+    found = compare_entries([e for e in entries if e.result.suite == IN_DOMAIN], "base")
+    hurt = [
+        f"{c.task} (`{c.arm}` {points(c.difference)})"
+        for c in found.cells
+        if c.arm in ARMS and c.difference is not None and c.difference.high < 0
+    ]
+    return (
+        [f"Roll out every task before deployment: finetuning did harm to {'; '.join(hurt)}."] if hurt else []
+    )
+
+
+def _arms_of(entries: Iterable[Entry]) -> list[str]:
+    there = {e.arm for e in entries}
+    return [arm for arm in ARMS if arm in there and arm != "base"]
+
+
+def _of(made: Contrast) -> str:
+    tasks = f"{len(made.tasks)} task{'s' * (len(made.tasks) > 1)}"
+    return f"{points(made.difference)} points (n = {made.n}, {tasks})"
+
+
+def _tasks(made: Iterable[Contrast]) -> str:
+    return ", ".join(f"{c.tasks[0]} ({points(c.difference)})" for c in made)
+
+
+def _arms(made: Iterable[Contrast]) -> str:
+    return ", ".join(f"`{c.arm}` {points(c.difference)}" for c in made)

@@ -1,0 +1,286 @@
+"""The paper's claims, one by one, and what our numbers say of each: verdicts are rules on intervals.
+
+A claim that something is *better* holds if the interval of the paired difference lies above zero, and its opposite if
+it lies below. A claim that something is *as good* holds if the interval excludes a loss as large as `MARGIN`. A claim
+about counts (trainable parameters) holds if the count says so. What was not run has no verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from interp.errors import UsageError
+from interp.factors.profile import Profile
+from interp.heads import Head
+from steering.compare import Entry
+from steering.reproduce import published
+from steering.reproduce.contrast import Contrast, contrast
+from steering.reproduce.maps import read_profile
+from steering.reproduce.plan import FEW, MAIN, Arm
+from steering.results import IN_DOMAIN
+from steering.stats import Interval
+
+REPRODUCES = "reproduces"
+NOT_SHOWN = "not shown: the interval includes zero"
+NOT_EXCLUDED = "not shown: a loss that matters is not excluded"
+OPPOSITE = "the opposite"
+NO_DATA = "not run yet"
+Kind = Literal["better", "as good"]
+MAIN_NAMES = tuple(arm.name for arm in MAIN)
+CAUSAL = ("ablation", "patching", "atp")
+BY_CHANCE = 0.05
+"""Share of heads that 95 % intervals set apart by chance, at most."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row: what is claimed, what was compared, the effect, and the verdict. `paper` is the paper's own effect."""
+
+    about: str
+    says: str
+    compared: str
+    verdict: str
+    effect: Interval | None = None
+    unit: Literal["points", "times", "saved", "heads", "share"] = "points"
+    n: str = ""
+    paper: str = ""
+
+    @property
+    def known(self) -> bool:
+        return self.verdict != NO_DATA
+
+
+def verdict(difference: Interval, kind: Kind = "better", margin: float = published.MARGIN) -> str:
+    if kind == "as good":
+        if difference.high < 0 and difference.low <= -margin:
+            return OPPOSITE
+        return REPRODUCES if difference.low > -margin else NOT_EXCLUDED
+    if difference.low > 0:
+        return REPRODUCES
+    return OPPOSITE if difference.high < 0 else NOT_SHOWN
+
+
+def claims(entries: Sequence[Entry], results: Path) -> list[Claim]:
+    """All claims, in the paper's order; those without data say so."""
+    return [
+        *_success(entries),
+        *_robustness(entries),
+        *_cost(entries),
+        *_choice(entries),
+        _roles(entries, results),
+    ]
+
+
+def _success(entries: Sequence[Entry]) -> list[Claim]:
+    paper = " and ".join(f"{100 * published.advantage(p):+.3g} ({p})" for p in published.SUCCESS)
+    says = "finetuning the chosen heads beats LoRA"
+    return [
+        replace(_claim("success", says, contrast(entries, arm, "lora"), arm, "lora"), paper=paper)
+        for arm in ("aligned", "paper")
+    ]
+
+
+def _robustness(entries: Sequence[Entry]) -> list[Claim]:
+    words = {"unseen:pick-mug": "on a task that nobody trained"}
+    found = []
+    for suite, (lora, theirs) in published.VARIED.items():
+        says = f"it is more robust than LoRA {words.get(suite, f'under {suite}')}"
+        made = contrast(entries, "aligned", "lora", suite)
+        found.append(
+            replace(_claim("robustness", says, made, "aligned", "lora"), paper=f"{theirs - lora:+.3g}")
+        )
+    return found
+
+
+def _cost(entries: Sequence[Entry]) -> list[Claim]:
+    lora, theirs = published.TRAINABLE_MILLIONS
+    fast, faster = published.time_ratio()
+    trained = {
+        arm: [sum(e.result.trainable_parameters.values()) for e in entries if e.arm == arm]
+        for arm in ("aligned", "paper", "lora")
+    }
+    found = []
+    for arm in ("aligned", "paper"):
+        fewer = Claim(
+            "cost",
+            "it trains fewer parameters than LoRA",
+            f"lora / {arm}",
+            NO_DATA,
+            unit="times",
+            paper=f"{lora / theirs:.3g} times",
+        )
+        if trained["lora"] and trained[arm]:
+            ratio = float(np.mean(trained["lora"]) / np.mean(trained[arm]))
+            said = REPRODUCES if ratio > 1 else OPPOSITE
+            fewer = replace(fewer, verdict=said, effect=Interval(ratio, ratio, ratio), n="counted")
+        found.append(fewer)
+    seconds = Claim(
+        "cost",
+        "it trains faster than LoRA",
+        "seconds saved by aligned, of lora's",
+        NO_DATA,
+        unit="saved",
+        paper=f"{1 - 1 / fast:.0%} to {1 - 1 / faster:.0%} saved",
+    )
+    ratios = _time_ratios(entries, "lora", "aligned")
+    if len(ratios) > 1:
+        mean = mean_of_logs(ratios)
+        saved = Interval(*(1 - 1 / x for x in (mean.value, mean.low, mean.high)))
+        seconds = replace(seconds, verdict=verdict(saved), effect=saved, n=f"{len(ratios)} trainings of each")
+    return [*found, seconds]
+
+
+def _choice(entries: Sequence[Entry]) -> list[Claim]:
+    found = [
+        _claim(
+            "which heads",
+            "the heads are the task's: heads chosen on the other tasks do worse",
+            contrast(entries, "aligned", "generic-k"),
+            "aligned",
+            "generic-k",
+        ),
+        _specific(entries),
+    ]
+    few = Arm("aligned", heads=FEW)
+    for by in CAUSAL:
+        other = replace(few, by=by)
+        says = f"choosing by k-NN is as good as by {'causal mediation' if by == 'ablation' else by}"
+        found.append(
+            _claim(
+                "which heads",
+                says,
+                contrast(entries, few.name, other.name),
+                few.name,
+                other.name,
+                "as good",
+            )
+        )
+    return found
+
+
+def _claim(
+    about: str, says: str, made: Contrast | None, arm: str, other: str, kind: Kind = "better"
+) -> Claim:
+    compared = f"{arm} - {other}"
+    if made is None:
+        return Claim(about, says, compared, NO_DATA)
+    size = f"{made.n} ({len(made.tasks)} tasks x {made.runs} seeds)"
+    return Claim(about, says, compared, verdict(made.difference, kind), made.difference, "points", size)
+
+
+# ---- heads
+
+
+def head_sets(entries: Iterable[Entry], arm: str = "aligned", seed: int = 0) -> dict[str, frozenset[Head]]:
+    """The heads that an arm trained, by task."""
+    return {
+        e.result.task: frozenset(map(Head.parse, e.result.heads))
+        for e in entries
+        if e.arm == arm and e.result.heads and e.result.settings.get("seed") == seed
+    }
+
+
+def shared_pairs(sets: Sequence[frozenset[Head]]) -> list[int]:
+    return [len(a & b) for a, b in combinations(sets, 2)]
+
+
+def chance_of_mean(sizes: Sequence[int], heads: int, draws: int = 4000, seed: int = 0) -> Interval:
+    """Mean number of shared heads over all pairs of sets that are drawn at random: its mean, and 95 % of the draws."""
+    rng = np.random.default_rng(seed)
+    order = rng.random((draws, len(sizes), heads)).argsort(axis=-1).argsort(axis=-1)
+    member = order < np.array(sizes)[None, :, None]
+    shared = [(member[:, a] & member[:, b]).sum(axis=-1) for a, b in combinations(range(len(sizes)), 2)]
+    mean = np.mean(shared, axis=0)
+    expected = np.mean([a * b / heads for a, b in combinations(sizes, 2)])
+    return Interval(float(expected), *map(float, np.quantile(mean, [0.025, 0.975])))
+
+
+def expert_heads(entries: Iterable[Entry]) -> int | None:
+    """Live heads of the action expert: all that `all-heads` trains."""
+    counts = [len(e.result.heads) for e in entries if e.arm == "all-heads" and e.result.heads]
+    return counts[0] if counts else None
+
+
+def _specific(entries: Sequence[Entry]) -> Claim:
+    claim = Claim(
+        "which heads",
+        "the heads are the task's: the sets of two tasks share no more heads than chance",
+        "shared heads of two tasks, against chance",
+        NO_DATA,
+        unit="heads",
+    )
+    sets, heads = head_sets(entries), expert_heads(entries)
+    if len(sets) < 2 or heads is None:
+        return claim
+    by_chance = chance_of_mean([len(s) for s in sets.values()], heads)
+    mean = float(np.mean(shared_pairs(list(sets.values()))))
+    return replace(
+        claim,
+        verdict=OPPOSITE if mean > by_chance.high else REPRODUCES,
+        effect=Interval(mean, by_chance.low, by_chance.high),
+        n=f"{len(sets)} sets of {max(map(len, sets.values()))} of {heads} heads",
+        paper="published sets: notebooks/1_heads_and_tasks.ipynb",
+    )
+
+
+def _roles(entries: Iterable[Entry], results: Path) -> Claim:
+    claim = Claim(
+        "factors",
+        "heads have visual, linguistic and physical roles: one factor leads, beyond its interval",
+        "heads with a role, of all live heads",
+        NO_DATA,
+        unit="share",
+    )
+    shares, heads = [], 0
+    for task in dict.fromkeys(e.result.task for e in entries):
+        try:
+            found = read_profile(results, task)
+        except UsageError:
+            continue
+        shares.append(float(np.mean(roles(found) >= 0)))
+        heads = len(found.heads)
+    if not shares:
+        return claim
+    return replace(
+        claim,
+        verdict=REPRODUCES if min(shares) > BY_CHANCE else NOT_SHOWN,
+        effect=Interval(float(np.mean(shares)), min(shares), max(shares)),
+        n=f"{heads} heads, {len(shares)} tasks",
+    )
+
+
+def roles(found: Profile) -> np.ndarray:
+    """The factor that leads each head: its place, or -1 where no factor's interval lies above all others'."""
+    assert found.low is not None
+    assert found.high is not None
+    places = np.full(len(found.heads), -1)
+    for f in range(len(found.factors)):
+        others = np.delete(found.high, f, axis=1).max(axis=1)
+        places[found.low[:, f] > others] = f
+    return places
+
+
+# ---- time
+
+
+def _time_ratios(entries: Iterable[Entry], slower: str, faster: str) -> list[float]:
+    """Seconds of one arm's training over another's, of the same task and seed."""
+    seconds: dict[str, dict[tuple[str, int], float]] = {slower: {}, faster: {}}
+    for e in entries:
+        if e.arm in seconds and e.result.suite == IN_DOMAIN and e.result.seconds.get("train"):
+            seconds[e.arm][e.result.task, e.result.settings["seed"]] = e.result.seconds["train"]
+    return [seconds[slower][key] / seconds[faster][key] for key in seconds[slower] if key in seconds[faster]]
+
+
+def mean_of_logs(ratios: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
+    """Geometric mean of ratios with a bootstrap interval over them."""
+    logs = np.log(ratios)
+    drawn = np.random.default_rng(seed).choice(logs, (resamples, len(logs))).mean(axis=1)
+    low, high = np.exp(np.quantile(drawn, [0.025, 0.975]))
+    return Interval(float(np.exp(logs.mean())), float(low), float(high))

@@ -1,0 +1,98 @@
+"""Two arms of the reproduction, like with like, and what the interval of their difference allows to say.
+
+A *contrast* is the paired difference arm minus other, a mean over the tasks (and suites) that both ran, from the seeds
+that both were trained from. The verdicts are rules on its 95 % interval and on nothing else:
+
+    better, worse   the interval excludes zero
+    the same        it does not, and it excludes every difference as large as the margin
+    open            it excludes neither
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from steering.compare import TRIALS, Entry, compare_entries
+from steering.results import IN_DOMAIN
+from steering.stats import Interval
+from steering.suites import FACTORS, GROUPS, SUITES
+
+Finding = Literal["better", "worse", "the same", "open"]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """`n` paired episodes, over all tasks, suites and runs; `runs` trainings a task at most."""
+
+    arm: str
+    other: str
+    where: str
+    tasks: tuple[str, ...]
+    runs: int
+    n: int
+    difference: Interval
+
+    def finding(self, margin: float) -> Finding:
+        return finding(self.difference, margin)
+
+
+def finding(difference: Interval, margin: float) -> Finding:
+    if difference.low > 0:
+        return "better"
+    if difference.high < 0:
+        return "worse"
+    return "the same" if -margin < difference.low and difference.high < margin else "open"
+
+
+def contrast(
+    entries: Iterable[Entry],
+    arm: str,
+    other: str,
+    where: str = IN_DOMAIN,
+    tasks: Sequence[str] | None = None,
+) -> Contrast | None:
+    """`where` is a suite or one of `steering.compare.TRIALS`; None if the arms have nothing in common there."""
+    suites = _suites(where)
+    ours = [
+        e
+        for e in entries
+        if e.arm in (arm, other) and e.result.suite in suites and (tasks is None or e.result.task in tasks)
+    ]
+    if other == "base":  # which is rolled out once on what is the same for all
+        known = [e.result.condition for e in ours if e.arm == other]
+        ours = [e for e in ours if e.result.condition in known]
+    else:
+        shared = {_place(e) for e in ours if e.arm == arm} & {_place(e) for e in ours if e.arm == other}
+        ours = [e for e in ours if _place(e) in shared]
+    if {e.arm for e in ours} != {arm, other}:
+        return None
+    compared = compare_entries(ours, against=other)
+    found = next(a for a in compared.arms if a.arm == arm)
+    mean = found.success if where == IN_DOMAIN else {**found.suites, **found.trials}.get(where)
+    if mean is None or mean.difference is None:
+        return None
+    cells = [c for c in compared.cells if c.arm == arm]
+    return Contrast(
+        arm=arm,
+        other=other,
+        where=where,
+        tasks=tuple(dict.fromkeys(c.task for c in cells)),
+        runs=max(c.runs for c in cells),
+        n=sum(c.paired * c.runs for c in cells),
+        difference=mean.difference,
+    )
+
+
+def _suites(where: str) -> tuple[str, ...]:
+    if where in FACTORS:
+        return tuple(s.name for s in SUITES.values() if s.factor == where)
+    if where in TRIALS:
+        return GROUPS["forgetting" if where == "pretraining" else where]
+    return (where,)
+
+
+def _place(entry: Entry) -> tuple[str, str, int | None]:
+    result = entry.result
+    return result.task, result.suite, result.settings.get("seed")

@@ -1,0 +1,316 @@
+"""REPORT.md: what was run, what of the paper reproduces, whether it matters which heads, and what to do about it.
+
+Everything is computed from the records: a sentence is chosen by a rule and its numbers are filled in, so the same
+records give the same bytes, and partial ones a report that says what is missing. Rates are percent, differences are
+points, with 95 % intervals (steering/stats.py); what a verdict means is said in claims.py and contrast.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from steering.compare import Comparison, Entry, compare_entries
+from steering.compare_report import Table, markdown_table, parameters_table, points, rate, rate_and_points
+from steering.reproduce.advice import advice
+from steering.reproduce.claims import (
+    MAIN_NAMES,
+    NO_DATA,
+    NOT_EXCLUDED,
+    NOT_SHOWN,
+    OPPOSITE,
+    REPRODUCES,
+    Claim,
+    claims,
+)
+from steering.reproduce.contrast import Contrast, contrast
+from steering.reproduce.coverage import Covered, coverage
+from steering.reproduce.plan import ADAPTING, FEW, HEADS, Arm, Plan, Study
+from steering.reproduce.published import MARGIN, TRIALS
+from steering.results import IN_DOMAIN
+from testbed.tasks import TARGETS
+
+CONTROLS = ("random-k", "bottom-k", "generic-k", "all-heads")
+ABLATIONS = ("heads", "methods", "knn", "tower", "demos", "steps")
+
+
+def report(plan: Plan, entries: Sequence[Entry], results: Path) -> str:
+    """The whole page."""
+    found = claims(entries, results)
+    main = [e for e in entries if e.arm in MAIN_NAMES]
+    compared = compare_entries(main, against="base")
+    parts = [
+        "# Robotic Steering in simulation: what reproduces",
+        _opening(plan),
+        "## In short\n\n" + _list([*in_short(found), *advice(entries)[:1]]),
+        "## What was run\n\n" + markdown_table(coverage_table(coverage(plan, entries), plan)),
+        "## The paper's claims\n\n" + markdown_table(claims_table(found)),
+        "## Success\n\n" + markdown_table(success_table(entries)),
+        "## Does it matter which heads?\n\n" + markdown_table(choice_table(entries)),
+        "## Under perturbation, on an unseen task, on the pretraining tasks\n\n" + _trials(compared),
+        "## What it costs\n\n"
+        + markdown_table(cost_table(compared))
+        + "\n\n"
+        + markdown_table(parameters_table(compared)),
+        *(
+            _ablation(plan.study(name), entries)
+            for name in ABLATIONS
+            if name in {s.name for s in plan.studies}
+        ),
+        "## What an honest practitioner should do\n\n" + _list(advice(entries)),
+        "## What this cannot say\n\n" + _list(limits(entries)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def readme_table(entries: Sequence[Entry], results: Path) -> str:
+    """What the README shows: success by arm and task, and what to take from it."""
+    lines = [*in_short(claims(entries, results)), *advice(entries)]
+    return f"{markdown_table(success_table(entries))}\n\n{_list(lines)}"
+
+
+# ---- words
+
+
+def in_short(found: Sequence[Claim]) -> list[str]:
+    """The verdicts, counted and named."""
+    said = []
+    heads = {
+        REPRODUCES: "**Reproduces**",
+        OPPOSITE: "**The opposite holds**",
+        NOT_SHOWN: "**Not shown** (the interval includes zero)",
+        NOT_EXCLUDED: "**Not shown** (a loss that matters is not excluded)",
+        NO_DATA: "**Not run yet**",
+    }
+    for verdict, words in heads.items():
+        ours = [c for c in found if c.verdict == verdict]
+        if ours:
+            named = "; ".join(
+                f"{c.says} ({c.compared}{_effect_in_words(c)})" if c.known else c.compared for c in ours
+            )
+            said.append(f"{words}, {len(ours)} of {len(found)} claims: {named}.")
+    return said
+
+
+def _effect_in_words(claim: Claim) -> str:
+    return f": {effect(claim)}" if claim.effect else ""
+
+
+def effect(claim: Claim) -> str:
+    e = claim.effect
+    if e is None:
+        return ""
+    if claim.unit == "points":
+        return points(e)
+    if claim.unit == "times":
+        return f"{e.value:.2f} times" + ("" if e.low == e.high else f" [{e.low:.2f}, {e.high:.2f}]")
+    if claim.unit == "saved":
+        return f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}]"
+    if claim.unit == "heads":
+        return f"{e.value:.1f} shared, chance {e.low:.1f} to {e.high:.1f}"
+    return f"{e.value:.0%} (tasks: {e.low:.0%} to {e.high:.0%})"
+
+
+def limits(entries: Sequence[Entry]) -> list[str]:
+    seeds = {e.result.settings.get("seed") for e in entries if e.result.trainable_parameters}
+    said = [
+        "A small policy, pretrained and tried in one simulator: what holds here need not hold for a large policy on a "
+        "robot, and what does not hold here may hold there.",
+        "The tasks are given, not drawn: every interval speaks of these tasks.",
+        "The claims are tested one by one; nothing corrects for their number.",
+    ]
+    if len(seeds) == 1:
+        said.insert(0, "One training seed: no interval here contains the luck of training.")
+    return said
+
+
+def _opening(plan: Plan) -> str:
+    return (
+        f"Written by `robosteer reproduce{' --quick' if plan.name == 'quick' else ''} --report` from its records: no "
+        "sentence and no number is typed. The claims are those of *Robotic Steering* (Mitra et al., arXiv 2511.22697), "
+        "made with a real arm; here a small policy (tiny-pi0) repeats them on a simulated tabletop. `aligned` trains "
+        f"the query rows and output columns of the {HEADS} heads of the action expert that k-NN ranks best; `paper` "
+        "trains what the published code trains; docs/recipes.md describes the other arms. Rates are percent, "
+        "differences are points with paired 95 % intervals in brackets; n counts paired rollouts. A difference matters "
+        f"here if it is as large as the smaller mean advantage over LoRA that the paper claims: {100 * MARGIN:.3g} "
+        "points."
+    )
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+# ---- tables
+
+
+def coverage_table(found: Sequence[Covered], plan: Plan) -> Table:
+    rows = [
+        (c.study, c.question, f"{c.done} of {c.planned}", ", ".join(map(str, c.seeds)) or "none")
+        for c in found
+    ]
+    note = (
+        f"A cell is an arm, a task, a training seed and a suite, with n = {plan.n} rollouts; studies share cells. "
+        f"Planned are seeds {', '.join(map(str, plan.seeds))}; {plan.demos} demonstrations and {plan.steps} steps "
+        "unless an arm says otherwise."
+    )
+    return Table("Coverage", ("study", "question", "cells done", "seeds"), tuple(rows), note)
+
+
+def claims_table(found: Sequence[Claim]) -> Table:
+    rows = [(c.says, c.compared, c.paper, effect(c), c.n, f"**{c.verdict}**") for c in found]
+    note = (
+        f"The paper's effects are of a real arm, in points, from {TRIALS} rollouts a cell, without intervals. Our "
+        "LoRA has LeRobot's default targets; theirs trains every part of the policy, hence its count. Times were "
+        "measured while other jobs shared the machine; `benchmarks/results/training.json` has those of an idle one."
+    )
+    return Table("Claims", ("claim", "compared", "paper", "ours", "n", "verdict"), tuple(rows), note)
+
+
+def success_table(entries: Sequence[Entry]) -> Table:
+    """In-domain success by arm and task in percent, and the difference to the base."""
+    found = compare_entries(
+        [e for e in entries if e.arm in MAIN_NAMES and e.result.suite == IN_DOMAIN], "base"
+    )
+    tasks = [task for task in TARGETS if task in found.tasks]
+    rows = []
+    for arm in found.arms:
+        cells = []
+        for task in tasks:
+            cell = found.cell(arm.arm, task)
+            cells.append("" if cell is None else f"{100 * cell.success.value:.0f}")
+            if cell and cell.difference:
+                d = cell.difference
+                sign = "" if d.low <= 0 <= d.high else " **+**" if d.low > 0 else " **−**"
+                cells[-1] += f" ({100 * d.value:+.0f}){sign}"
+        mean = arm.success
+        shown = "" if mean is None or arm.tasks < len(tasks) else f"{100 * mean.success.value:.0f}"
+        if shown and mean and mean.difference:
+            shown += f" ({points(mean.difference)})"
+        rows.append((arm.arm, *cells, shown, f"{max(arm.trained):,}"))
+    n = sorted({cell.n for cell in found.cells})
+    runs = sorted({cell.runs for cell in found.cells})
+    note = (
+        "Success in percent (difference to base in points; **+** or **−**: its 95 % interval excludes zero), "
+        f"n = {_to(n)} rollouts of each of {_to(runs)} training seed{'s' * (runs != [1])}; in the mean, the interval. "
+        "An empty cell was not run; a mean needs all tasks."
+    )
+    return Table("Success", ("arm", *tasks, "mean", "trained parameters"), tuple(rows), note)
+
+
+def choice_contrasts(entries: Sequence[Entry]) -> list[Contrast]:
+    """Chosen heads against every other choice, at every number of heads that was tried."""
+    few = Arm("aligned", heads=FEW)
+    pairs = [(Arm("aligned").name, control, tasks) for control in CONTROLS for tasks in (None, ADAPTING)]
+    pairs += [(few.name, Arm(c, heads=FEW).name, ADAPTING) for c in ("random-k", "bottom-k")]
+    for by in ("ablation", "patching", "atp"):
+        causal = Arm("aligned", heads=FEW, by=by).name
+        pairs += [(causal, Arm("random-k", heads=FEW).name, ADAPTING), (causal, few.name, ADAPTING)]
+    pairs += [(Arm("aligned", heads=k).name, Arm("random-k", heads=k).name, ADAPTING) for k in (2, 8, 24)]
+    pairs += [(Arm("aligned", tower="vlm").name, Arm("random-k", tower="vlm").name, ADAPTING)]
+    made = (contrast(entries, arm, other, tasks=tasks) for arm, other, tasks in pairs)
+    return [c for c in made if c is not None]
+
+
+def choice_table(entries: Sequence[Entry]) -> Table:
+    rows = [
+        (
+            f"{c.arm} - {c.other}",
+            "all" if len(c.tasks) > len(ADAPTING) else ", ".join(c.tasks),
+            points(c.difference),
+            f"{c.n} ({len(c.tasks)} tasks x {c.runs} seeds)",
+            c.finding(MARGIN),
+            _excluded(c),
+        )
+        for c in choice_contrasts(entries)
+    ]
+    note = (
+        f"On the tasks that are left out no arm helps, which makes all choices alike. The same: every difference of "
+        f"{100 * MARGIN:.3g} points or more is excluded. Open: neither zero nor that is. "
+        f"`k{FEW}` trains {FEW} heads instead of {HEADS}."
+    )
+    if not rows:
+        rows = [("no choice of heads was run against another yet", "", "", "", "", "")]
+    return Table(
+        "Choice", ("compared", "tasks", "difference", "n", "finding", "excluded with 95 %"), tuple(rows), note
+    )
+
+
+def _excluded(c: Contrast) -> str:
+    low, high = 100 * c.difference.low, 100 * c.difference.high
+    return f"gains above {max(high, 0):.0f}, losses above {max(-low, 0):.0f}"
+
+
+def _trials(compared: Comparison) -> str:
+    suites = compared.suites
+    if not suites:
+        return "Not run yet."
+    rows = [
+        (
+            arm.arm,
+            *(rate_and_points(arm.suites.get(suite)) for suite in suites),
+            _drop(arm.trials.get("visual")),
+        )
+        for arm in compared.arms
+        if arm.suites
+    ]
+    note = (
+        "Mean over the tasks adapted to; difference to the base under the same suite. On pretraining tasks "
+        "(`forgetting`) a negative difference is what was forgotten. Drop: visual suites less in-domain."
+    )
+    return markdown_table(Table("Trials", ("arm", *suites, "visual drop"), tuple(rows), note))
+
+
+def _drop(mean: object) -> str:
+    drop = getattr(mean, "drop", None)
+    return points(drop) if drop else ""
+
+
+def cost_table(compared: Comparison) -> Table:
+    lora = next((max(a.trained) for a in compared.arms if a.arm == "lora"), None)
+    rows = [
+        (
+            arm.arm,
+            f"{max(arm.trained):,}",
+            f"{lora / max(arm.trained):.2f}" if lora else "",
+            " to ".join(f"{s:.0f}" for s in dict.fromkeys(map(round, arm.train_seconds)))
+            if arm.train_seconds
+            else "",
+            f"{arm.peak_memory_mb:,.0f}" if arm.peak_memory_mb else "",
+        )
+        for arm in compared.arms
+        if max(arm.trained)
+    ]
+    note = "Seconds: fastest and slowest training, on one thread of a shared machine. Memory: the largest process."
+    header = ("arm", "trained parameters", "times fewer than lora", "training seconds", "peak memory, MB")
+    return Table("Cost", header, tuple(rows), note)
+
+
+def _ablation(study: Study, entries: Sequence[Entry]) -> str:
+    names = {arm.name for arm in study.arms}
+    ours = [
+        e for e in entries if e.arm in names and e.result.suite == IN_DOMAIN and e.result.task in study.tasks
+    ]
+    trained = {e.arm for e in ours if e.arm != "base"}
+    title = f"## {study.question}\n\n"
+    if not trained or "base" not in {e.arm for e in ours}:
+        return f"{title}Study `{study.name}`: not run yet."
+    compared = {arm.arm: arm for arm in compare_entries(ours, "base").arms}
+    rows = []
+    for arm in study.arms:
+        if (made := compared.get(arm.name)) is None or made.success is None:
+            continue
+        tasks = f"{made.tasks} of {len(study.tasks)}"
+        rows.append(
+            (arm.name, rate(made.success.success), points(made.success.difference), tasks, str(made.runs))
+        )
+    left = [arm.name for arm in study.arms if arm.name not in compared]
+    note = f"Mean over {', '.join(study.tasks)}; arms with fewer tasks do not compare."
+    if left:
+        note += f" Not run yet: {', '.join(left)}."
+    table = Table(study.name, ("arm", "success", "against base", "tasks", "seeds"), tuple(rows), note)
+    return title + markdown_table(table)
+
+
+def _to(values: Sequence[int]) -> str:
+    return " to ".join(str(v) for v in dict.fromkeys((values[0], values[-1]))) if values else "0"
