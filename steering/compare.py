@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from interp.errors import UsageError, unknown
-from steering.results import IN_DOMAIN, Result, load_result
+from steering.reproduce.records import is_record, read_record
+from steering.results import IN_DOMAIN, Entry, Result, load_result
 from steering.stats import Interval, Outcomes, mean_bootstrap, paired_bootstrap, wilson
 from steering.suites import SUITES
 from testbed.tasks import TASKS
@@ -37,15 +38,6 @@ ARMS = (
 )  # fmt: skip
 """The order in which arms are listed; others follow by name."""
 TRIALS = ("visual", "linguistic", "physical", "unseen", "pretraining")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A result, where it came from (a run's name, a directory's), and the arm that it counts to."""
-
-    result: Result
-    source: str
-    arm: str
 
 
 @dataclass(frozen=True)
@@ -116,8 +108,8 @@ class Comparison:
 
 def compare(paths: Iterable[str | Path], against: str | None = None) -> Comparison:
     """Compare the results of runs, directories and files. `against` is the baseline's name, `base` if it is there."""
-    found, notes = gather(paths)
-    return compare_entries(as_arms(found), against, notes)
+    found, recorded, notes = gather(paths)
+    return compare_entries([*as_arms(found), *recorded], against, notes)
 
 
 def compare_entries(
@@ -148,38 +140,51 @@ def compare_entries(
 # ---- reading
 
 
-def gather(paths: Iterable[str | Path]) -> tuple[list[tuple[Result, str]], list[str]]:
-    """(result, source) of every result in runs, directories (all below) and files, and a note a file that is broken."""
+def gather(paths: Iterable[str | Path]) -> tuple[list[tuple[Result, str]], list[Entry], list[str]]:
+    """(result, source) of every result in runs, directories (all below) and files, the results that records of
+    `robosteer reproduce` hold, whose arms are known, and a note a file that is broken."""
     found: list[tuple[Result, str]] = []
+    recorded: list[Entry] = []
     notes: list[str] = []
     for path in map(Path, paths):
         if path.is_file():
-            found.append((load_result(path), path.parent.name))
+            if is_record(_read(path)):
+                recorded += read_record(path)
+            else:
+                found.append((load_result(path), path.parent.name))
             continue
         if not path.is_dir():
             raise UsageError(f"{path} does not exist: name runs, directories of results or result files")
         below = path / "results" if (path / "run.json").is_file() else path
         for file in sorted(below.rglob("*.json")):
-            if file.name.startswith(".") or not _looks_like_a_result(file):
-                continue
+            content = _read(file)
             parent = file.parent.parent if file.parent.name == "results" else file.parent
             try:
-                found.append((load_result(file), parent.name))
+                if is_record(content):
+                    recorded += read_record(file)
+                elif not file.name.startswith(".") and _looks_like_a_result(content, file):
+                    found.append((load_result(file), parent.name))
             except (UsageError, ValueError, TypeError, KeyError, AttributeError) as error:
                 notes.append(str(error))
-    if not found:
+    if not found and not recorded:
         raise UsageError(
             f"no results in {', '.join(map(str, paths)) or 'nothing'}: `robosteer evaluate` first"
         )
-    return found, notes
+    return found, recorded, notes
 
 
-def _looks_like_a_result(file: Path) -> bool:
+def _read(file: Path) -> Any:
+    """What a JSON file says, None if it says nothing."""
     try:
-        record = json.loads(file.read_text())
+        return json.loads(file.read_text())
     except (OSError, ValueError):
+        return None
+
+
+def _looks_like_a_result(content: Any, file: Path) -> bool:
+    if content is None:
         return file.parent.name == "results"  # broken, and where only results lie: worth a note
-    return isinstance(record, dict) and "episodes" in record and "arm" in record
+    return isinstance(content, dict) and "episodes" in content and "arm" in content
 
 
 def as_arms(found: Sequence[tuple[Result, str]]) -> list[Entry]:

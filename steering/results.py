@@ -138,6 +138,15 @@ class Result:
         return cls(**known)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A result, where it came from (a run's name, a directory's), and the arm that it counts to."""
+
+    result: Result
+    source: str
+    arm: str
+
+
 def paired_difference(treated: Result, baseline: Result, *, seed: int = 0) -> Interval:
     """Bootstrap interval of the difference in success, over the episodes that both arms ran."""
     for what, a in treated.condition.items():

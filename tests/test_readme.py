@@ -1,14 +1,14 @@
 """What the README says is so: its commands parse, its code runs, its numbers are those of the result files."""
 
-import importlib.util
 import re
 import shlex
-import sys
 from pathlib import Path
 
-import pytest
-
 import robosteer
+from steering.reproduce.plan import FULL
+from steering.reproduce.publish import END, START
+from steering.reproduce.records import read_records
+from steering.reproduce.report import readme_table, report
 from testbed.demos import record
 
 ROOT = Path(robosteer.__file__).parent
@@ -42,13 +42,11 @@ def test_the_pictures_exist():
         assert (ROOT / path).is_file(), path
 
 
-def test_the_table_is_written_from_the_result_files():
-    spec = importlib.util.spec_from_file_location("adaptation", ROOT / "benchmarks/adaptation.py")
-    assert spec is not None
-    assert spec.loader is not None
-    adaptation = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = adaptation  # where its dataclasses look up their annotations
-    spec.loader.exec_module(adaptation)
-    if not list(adaptation.results()):
-        pytest.fail("benchmarks/results/adaptation is empty: run benchmarks/adaptation.py")
-    assert adaptation.table() in README
+def test_the_table_is_written_from_the_records():
+    results = ROOT / "benchmarks/results/reproduce"
+    assert f"{START}\n{readme_table(read_records(results), results)}\n{END}" in README
+
+
+def test_the_report_is_written_from_the_records():
+    results = ROOT / "benchmarks/results/reproduce"
+    assert (ROOT / "REPORT.md").read_text() == report(FULL, read_records(results), results)

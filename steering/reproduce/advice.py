@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from steering.compare import ARMS, Entry, compare_entries
+from steering.compare import ARMS, compare_entries
 from steering.compare_report import points
 from steering.reproduce.contrast import Contrast, contrast
 from steering.reproduce.plan import ADAPTING, FEW, Arm
 from steering.reproduce.published import CHOICE_MINUTES, MARGIN
-from steering.results import IN_DOMAIN
+from steering.results import IN_DOMAIN, Entry
 
 
 def advice(entries: Sequence[Entry]) -> list[str]:

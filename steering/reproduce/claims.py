@@ -18,12 +18,11 @@ import numpy as np
 from interp.errors import UsageError
 from interp.factors.profile import Profile
 from interp.heads import Head
-from steering.compare import Entry
 from steering.reproduce import published
 from steering.reproduce.contrast import Contrast, contrast
 from steering.reproduce.maps import read_profile
 from steering.reproduce.plan import FEW, MAIN, Arm
-from steering.results import IN_DOMAIN
+from steering.results import IN_DOMAIN, Entry
 from steering.stats import Interval
 
 REPRODUCES = "reproduces"

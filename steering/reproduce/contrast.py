@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from steering.compare import TRIALS, Entry, compare_entries
-from steering.results import IN_DOMAIN
+from steering.compare import TRIALS, compare_entries
+from steering.results import IN_DOMAIN, Entry
 from steering.stats import Interval
 from steering.suites import FACTORS, GROUPS, SUITES
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from steering.compare import Entry
 from steering.reproduce.plan import Plan
+from steering.results import Entry
 
 
 @dataclass(frozen=True)

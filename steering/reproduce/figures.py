@@ -200,9 +200,11 @@ def dots(
         axes.set_xlim(-3, 103)
 
 
-def legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """Above everything, outside of the panels."""
+def legend(figure: Figure, axes: Axes, most: int = 6) -> None:
+    """Above everything, outside of the panels, in even rows of at most `most` entries."""
     handles, names = axes.get_legend_handles_labels()
+    rows = -(-len(names) // most)
+    columns = -(-len(names) // rows) if rows else 1
     figure.legend(
         handles, names, loc="outside upper center", ncols=columns, columnspacing=1.2, handletextpad=0.3
     )
@@ -241,7 +243,7 @@ def panels(
         a: [Dot(y, c.difference) for y, c in cs if c.difference is not None] for a, cs in cells.items()
     }
     dots(right, rows, differences, label=f"difference to {against}, points", zero=True)
-    legend(figure, left, columns=6)
+    legend(figure, left)
     return figure
 
 

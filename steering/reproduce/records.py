@@ -21,9 +21,8 @@ from typing import Any
 
 from interp.errors import UsageError
 from interp.runs import read_json, write_atomic
-from steering.compare import Entry
 from steering.episode import Episode
-from steering.results import Result
+from steering.results import Entry, Result
 from steering.suites import SUITES
 
 SCHEMA = 1
@@ -106,27 +105,37 @@ def write_costs(directory: Path, results: Iterable[tuple[int, Result]]) -> Path:
 
 
 def read_records(directory: str | Path) -> list[Entry]:
-    """Every result kept under a directory, as `steering.compare.compare_entries` takes them."""
+    """Every result kept under a directory, as `compare_entries` takes them."""
     directory = Path(directory)
     files = [path for path in sorted(directory.glob("*/*.json")) if path.parent.name != "scores"]
     if not files:
         raise UsageError(f"{directory} holds no results: make them with `robosteer reproduce`")
-    costs = read_json(directory / COSTS) if (directory / COSTS).is_file() else {}
-    return [entry for path in files for entry in _entries(path, costs)]
+    return [entry for path in files for entry in read_record(path)]
 
 
-def _entries(path: Path, costs: Mapping[str, Any]) -> Iterable[Entry]:
-    record = read_json(path)
+def is_record(content: Any) -> bool:
+    """Whether what a JSON file says is a record of this module."""
+    return isinstance(content, dict) and {"task", "arm", "runs"} <= content.keys()
+
+
+def read_record(path: Path) -> list[Entry]:
+    """The results of one arm on one task."""
+    record, costs_file = read_json(path), path.parent.parent / COSTS
+    costs = read_json(costs_file) if costs_file.is_file() else {}
     if record.get("schema") != SCHEMA:
         raise UsageError(f"{path}: schema {record.get('schema')!r}, this version reads {SCHEMA}")
     try:
-        task, arm = record["task"], record["arm"]
-        for run in record["runs"]:
-            cost = costs.get(task, {}).get(arm, {}).get(str(run["seed"]), {})
-            for name, outcomes in run["suites"].items():
-                yield Entry(_result(record, run, name, outcomes, cost), task, arm)
+        return list(_entries(record, costs))
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is no record of results ({type(error).__name__}: {error})") from error
+
+
+def _entries(record: Mapping[str, Any], costs: Mapping[str, Any]) -> Iterable[Entry]:
+    task, arm = record["task"], record["arm"]
+    for run in record["runs"]:
+        cost = costs.get(task, {}).get(arm, {}).get(str(run["seed"]), {})
+        for name, outcomes in run["suites"].items():
+            yield Entry(_result(record, run, name, outcomes, cost), task, arm)
 
 
 def _result(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from steering.compare import Comparison, Entry, compare_entries
+from steering.compare import Comparison, compare_entries
 from steering.compare_report import Table, markdown_table, parameters_table, points, rate, rate_and_points
 from steering.reproduce.advice import advice
 from steering.reproduce.claims import (
@@ -27,7 +27,7 @@ from steering.reproduce.contrast import Contrast, contrast
 from steering.reproduce.coverage import Covered, coverage
 from steering.reproduce.plan import ADAPTING, FEW, HEADS, Arm, Plan, Study
 from steering.reproduce.published import MARGIN, TRIALS
-from steering.results import IN_DOMAIN
+from steering.results import IN_DOMAIN, Entry
 from testbed.tasks import TARGETS
 
 CONTROLS = ("random-k", "bottom-k", "generic-k", "all-heads")

@@ -1,7 +1,6 @@
 """Promises of a comparison: every number as a plain computation gives it, only like with like, one whole page."""
 
 import json
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -259,21 +258,24 @@ def test_an_arm_without_all_tasks_gets_no_mean_beside_the_others(results: Path, 
     assert rows["mean"]["aligned"]
 
 
-def test_the_committed_results_make_the_committed_table() -> None:
-    """The README's table was written by other code from the same files: cell by cell the same words."""
-    root = Path(__file__).parents[2]
-    found = compare([root / "benchmarks/results/adaptation"])
-    made = compare_report.markdown_table(compare_report.tasks_table(found))
-    cells = re.findall(r"\d+% \(\d+% to \d+%\), [+-]\d+ \[[+-]\d+, [+-]\d+\]", made)
-    assert len(cells) > 3
-    for task in found.tasks:
-        for file in (root / "benchmarks/results/adaptation" / task).glob("*.json"):
-            record = json.loads(file.read_text())
-            low, high = record["wilson"]
-            assert f"{record['success_rate']:.0%} ({low:.0%} to {high:.0%})" in made
-            if (p := record["paired"]) and "--" not in file.stem:
-                points = f"{100 * p['difference']:+.0f} [{100 * p['low']:+.0f}, {100 * p['high']:+.0f}]"
-                assert points in made, file
+def test_the_records_of_the_reproduction_compare_as_they_are() -> None:
+    """Every success rate is the count of ones in a record; its interval is Wilson's where there is one run."""
+    root = Path(robosteer.__file__).parent / "benchmarks/results/reproduce"
+    found = compare([root])
+    records = [json.loads(file.read_text()) for file in root.glob("*/*.json")]
+    assert len(records) > 10
+    for record in records:
+        for suite in record["runs"][0]["suites"]:
+            runs = [run["suites"][suite]["success"] for run in record["runs"] if suite in run["suites"]]
+            cell = found.cell(record["arm"], record["task"], suite)
+            assert cell is not None
+            assert cell.runs == len(runs)
+            n = min(map(len, runs))
+            assert cell.success.value == pytest.approx(np.mean([run[:n].count("1") / n for run in runs]))
+            if len(runs) == 1:
+                assert cell.success == wilson(runs[0].count("1"), n)
+    one = next(root.glob("*/aligned.json"))
+    assert compare([one]).arms[0].arm == "aligned"
 
 
 class Page(HTMLParser):
