@@ -29,18 +29,30 @@ from matplotlib.image import AxesImage
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.runs import write_atomic
-from steering.compare import ARMS, Arm, Cell, Comparison, Mean
+from steering.compare import Arm, Cell, Comparison, Mean
 from steering.compare_figures import SCHEMES
 from steering.stats import Interval
 
 COLUMN, PAGE = 3.35, 6.9
 """Widths in inches of a column and of a page of two."""
-MARKERS = ("o", "o", "D", "s", "^", "P", "*", "X", "h", "p", "v")
+LOOKS: Mapping[str, tuple[str, str]] = {
+    "base": ("#6b7785", "o"),
+    "aligned": ("#0072b2", "o"),
+    "paper": ("#c47a00", "D"),
+    "all-heads": ("#009e73", "s"),
+    "lora": ("#d55e00", "^"),
+    "full": ("#cc79a7", "P"),
+    "ffn-only": ("#56b4e9", "*"),
+    "random-k": ("#8a7a00", "X"),
+    "bottom-k": ("#18222d", "h"),
+    "generic-k": ("#7b4fa3", "p"),
+    "retain": ("#8c4a2f", "v"),
+}
+"""Colour and marker of an arm."""
 INK = SCHEMES["light"].text
 MUTED = SCHEMES["light"].muted
 LINE = SCHEMES["light"].line
 FACTOR_COLOURS = {"visual": "#0072b2", "linguistic": "#c47a00", "physical": "#009e73"}
-BASIC = "#6b7785"
 
 RESULTS_VARIABLE, FIGURES_VARIABLE = "ROBOSTEER_RESULTS", "ROBOSTEER_FIGURES"
 ROOT = Path(__file__).parents[2]
@@ -139,18 +151,17 @@ def need(found: object, what: str) -> None:
 
 
 def colour(arm: str) -> str:
-    colours = SCHEMES["light"].arms
-    return colours[_place(arm) % len(colours)]
+    return LOOKS[_kind(arm)][0]
 
 
 def marker(arm: str) -> str:
-    return MARKERS[_place(arm) % len(MARKERS)]
+    return LOOKS[_kind(arm)][1]
 
 
-def _place(arm: str) -> int:
+def _kind(arm: str) -> str:
     """By recipe: `aligned-k4` looks like `aligned`."""
-    kinds = [kind for kind in ARMS if arm == kind or arm.startswith(f"{kind}-")]
-    return ARMS.index(max(kinds, key=len)) if kinds else len(ARMS)
+    kinds = [kind for kind in LOOKS if arm == kind or arm.startswith(f"{kind}-")]
+    return max(kinds, key=len) if kinds else "base"
 
 
 @dataclass(frozen=True)
@@ -192,7 +203,7 @@ def dots(
     axes.tick_params(axis="y", length=0)
     for y in range(1, len(rows)):
         axes.axhline(y - 0.5, color=LINE, linewidth=0.6)
-    axes.grid(axis="x")
+    axes.grid(True, axis="x")
     axes.set_xlabel(label)
     if zero:
         axes.axvline(0, color=MUTED, linewidth=0.9)
@@ -270,17 +281,11 @@ def head_map(
                 (head - 0.5, layer - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#b4bcc6", linewidth=0
             )
         )
-    for head in chosen:
-        axes.add_patch(
-            matplotlib.patches.Rectangle(
-                (head.index - 0.42, head.layer - 0.42),
-                0.84,
-                0.84,
-                fill=False,
-                edgecolor="#d55e00",
-                linewidth=1.1,
-            )
-        )
+    outlined = list(chosen)
+    axes.plot(
+        [h.index for h in outlined], [h.layer for h in outlined], "s",
+        markersize=4.6, markerfacecolor="none", markeredgecolor="#d55e00", markeredgewidth=1,
+    )  # fmt: skip
     axes.set_xticks(range(0, heads, max(1, heads // 4)))
     axes.set_yticks(range(0, layers, max(1, layers // 4)))
     axes.tick_params(length=0, pad=1.5)
