@@ -1,0 +1,255 @@
+"""What the report promises: verdicts follow from intervals, known effects are found, what is missing is said."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reproduce_kit import write_results, write_scores
+
+from interp.errors import UsageError
+from interp.factors.profile import Profile
+from interp.heads import Head
+from steering.reproduce import claims, figures, maps, published
+from steering.reproduce.advice import advice
+from steering.reproduce.claims import NO_DATA, NOT_EXCLUDED, NOT_SHOWN, OPPOSITE, REPRODUCES, Claim, verdict
+from steering.reproduce.contrast import contrast, finding
+from steering.reproduce.coverage import coverage
+from steering.reproduce.plan import FULL, Plan
+from steering.reproduce.publish import END, START, publish, renew
+from steering.reproduce.records import read_records
+from steering.reproduce.report import choice_contrasts, report
+from steering.results import Entry
+from steering.stats import Interval
+from testbed.tasks import TARGETS
+
+PLAN = FULL.only(studies=["success", "methods", "robustness"], seeds=[0, 1], n=40)
+
+
+def known(arm: str, task: str, suite: str) -> float:
+    """Chosen heads beat LoRA by 20 points; under lighting they lose by 20; all choices of heads are alike, but at 4
+    heads those by patching are 30 better; all finetuning forgets 40 points, `retain` only 20."""
+    if suite.startswith("forgetting:"):
+        return {"base": 0.9, "retain": 0.7}.get(arm, 0.5)
+    if suite == "lighting":
+        return {"base": 0.3, "lora": 0.5}.get(arm, 0.3)
+    return {"base": 0.3, "lora": 0.4, "aligned-patching-k4": 0.9}.get(arm, 0.6)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scores(write_results(tmp_path_factory.mktemp("results"), PLAN, known), TARGETS)
+
+
+@pytest.fixture(scope="module")
+def entries(results: Path) -> list[Entry]:
+    return read_records(results)
+
+
+@pytest.fixture(scope="module")
+def found(entries: list[Entry], results: Path) -> dict[str, Claim]:
+    return {f"{c.says} | {c.compared}": c for c in claims.claims(entries, results)}
+
+
+def the(found: dict[str, Claim], *words: str) -> Claim:
+    (one,) = (c for key, c in found.items() if all(word in key for word in words))
+    return one
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "better", "as_good", "is_found"),
+    [
+        (0.01, 0.30, REPRODUCES, REPRODUCES, "better"),
+        (-0.30, -0.01, OPPOSITE, OPPOSITE, "worse"),
+        (-0.04, -0.01, OPPOSITE, REPRODUCES, "worse"),  # worse for sure, but by less than matters
+        (-0.04, 0.04, NOT_SHOWN, REPRODUCES, "the same"),
+        (-0.10, 0.04, NOT_SHOWN, NOT_EXCLUDED, "open"),
+        (-0.04, 0.10, NOT_SHOWN, REPRODUCES, "open"),
+        (0.0, 0.0, NOT_SHOWN, REPRODUCES, "the same"),
+    ],
+)
+def test_a_verdict_is_read_from_the_interval(
+    low: float, high: float, better: str, as_good: str, is_found: str
+) -> None:
+    interval = Interval((low + high) / 2, low, high)
+    assert verdict(interval, "better", margin=0.05) == better
+    assert verdict(interval, "as good", margin=0.05) == as_good
+    assert finding(interval, 0.05) == is_found
+
+
+def test_the_margin_is_the_smaller_advantage_that_the_paper_claims() -> None:
+    assert pytest.approx(0.165) == published.advantage("pi0")
+    assert pytest.approx(0.07) == published.MARGIN
+
+
+def test_effects_that_are_there_are_found_with_their_size(found: dict[str, Claim]) -> None:
+    beats = the(found, "beats LoRA", "aligned - lora")
+    assert beats.verdict == REPRODUCES
+    assert beats.effect is not None
+    assert beats.effect.value == pytest.approx(0.2)
+    assert beats.n == f"{5 * 2 * 40} (5 tasks x 2 seeds)"
+    lighting = the(found, "lighting")
+    assert lighting.verdict == OPPOSITE
+    assert lighting.effect is not None
+    assert lighting.effect.value == pytest.approx(-0.2)
+    assert the(found, "form").verdict == REPRODUCES
+    assert the(found, "heads chosen on the other tasks do worse").verdict == NOT_SHOWN
+    assert the(found, "as good as by causal mediation").verdict == REPRODUCES
+    assert the(found, "as good as by patching").verdict == OPPOSITE
+    assert the(found, "fewer parameters", "aligned").verdict == REPRODUCES
+    saved = the(found, "trains faster")
+    assert saved.verdict == REPRODUCES
+    assert saved.effect is not None
+    assert 1 - 62 / 72 < saved.effect.value < 1 - 60 / 70 + 1e-9
+
+
+def test_heads_are_the_tasks_unless_they_are_shared_beyond_chance(entries: list[Entry]) -> None:
+    same = [
+        replace(e, result=replace(e.result, heads=tuple(f"expert.L0H{i}" for i in range(8))))
+        if e.arm == "aligned"
+        else e
+        for e in entries
+    ]
+    claim = next(c for c in claims.claims(same, Path()) if "share no more heads" in c.says)
+    assert claim.verdict == OPPOSITE
+    assert claim.effect is not None
+    assert claim.effect.value == 8
+    drawn = next(c for c in claims.claims(entries, Path()) if "share no more heads" in c.says)
+    assert drawn.verdict == REPRODUCES
+
+
+def test_chance_of_a_mean_overlap_is_what_drawing_sets_gives() -> None:
+    rng = np.random.default_rng(1)
+    means = []
+    for _ in range(2000):
+        sets = [set(rng.choice(30, 6, replace=False).tolist()) for _ in range(4)]
+        means.append(np.mean([len(a & b) for a, b in combinations(sets, 2)]))
+    by_chance = claims.chance_of_mean([6] * 4, 30)
+    assert by_chance.value == pytest.approx(36 / 30)
+    assert by_chance.low == pytest.approx(
+        np.quantile(means, 0.025), abs=0.17
+    )  # one step of a mean over 6 pairs
+    assert by_chance.high == pytest.approx(np.quantile(means, 0.975), abs=0.17)
+
+
+def test_a_role_needs_an_interval_above_all_others() -> None:
+    share = np.array([[0.8, 0.1, 0.1], [0.5, 0.4, 0.1], [0.1, 0.1, 0.8]])
+    low, high = np.clip(share - 0.1, 0, 1), np.clip(share + 0.1, 0, 1)
+    heads = tuple(Head("expert", 0, i) for i in range(3))
+    profile = Profile(heads, ("visual", "linguistic", "physical"), share, low, high, np.ones(3))
+    assert claims.roles(profile).tolist() == [0, -1, 2]
+
+
+def test_only_seeds_and_tasks_that_both_arms_have_are_compared(entries: list[Entry]) -> None:
+    partial = [
+        e
+        for e in entries
+        if e.arm != "lora" or (e.result.settings["seed"] == 0 and e.result.task in TARGETS[:2])
+    ]
+    made = contrast(partial, "aligned", "lora")
+    assert made is not None
+    assert made.tasks == tuple(t for t in TARGETS if t in TARGETS[:2])
+    assert (made.runs, made.n) == (1, 2 * 40)
+    assert contrast(partial, "aligned", "nobody") is None
+
+
+def test_choices_of_heads_are_compared_and_what_they_exclude_is_said(entries: list[Entry]) -> None:
+    made = {(c.arm, c.other, len(c.tasks)): c for c in choice_contrasts(entries)}
+    assert made["aligned", "random-k", 5].finding(published.MARGIN) == "the same"
+    assert made["aligned-patching-k4", "random-k-k4", 3].finding(published.MARGIN) == "better"
+    assert made["aligned-patching-k4", "aligned-k4", 3].difference.value == pytest.approx(0.3)
+
+
+def test_advice_follows_the_numbers(entries: list[Entry]) -> None:
+    said = "\n".join(advice(entries))
+    assert "Finetune few heads: `aligned` gains +30" in said
+    assert "With 12 heads it does not matter which" in said
+    assert "Choose by `aligned-patching-k4` +30" in said
+    assert "Prefer `aligned` to LoRA: +20" in said
+    assert "`retain` keeps most (-20" in said
+    better = [replace(e, arm="random-k") if e.arm == "lora" else e for e in entries if e.arm != "random-k"]
+    assert "With 12 heads, choose them: chosen heads beat random ones by +20" in "\n".join(advice(better))
+
+
+def test_coverage_counts_cells_of_the_plan(entries: list[Entry]) -> None:
+    done = {c.study: c for c in coverage(PLAN, entries)}
+    assert (done["success"].done, done["success"].planned) == (105, 10 * 5 * 2 + 5)
+    assert done["success"].seeds == (0, 1)
+    first = [e for e in entries if e.result.settings.get("seed") != 1]
+    assert {c.study: c for c in coverage(PLAN, first)}["success"].done == 55
+    assert all(c.done == 0 for c in coverage(replace(PLAN, n=41), entries))  # too few rollouts are not done
+
+
+def test_partial_results_give_a_report_that_says_what_is_missing(tmp_path: Path) -> None:
+    part = PLAN.only(studies=["success"], arms=["base", "aligned", "random-k"], seeds=[0])
+    page = report(PLAN, read_records(write_results(tmp_path, part, known)), tmp_path)
+    assert f"| aligned - lora | +16.5 (pi0) and +7 (pi0.5) |  |  | **{NO_DATA}** |" in page
+    assert "One training seed" in page
+    assert "15 of 105" in page
+    base = PLAN.only(arms=["base"])
+    shutil.rmtree(tmp_path)
+    page = report(PLAN, read_records(write_results(tmp_path, base, known)), tmp_path)
+    assert page.count(f"**{NO_DATA}**") == len(claims.claims([], tmp_path))
+    assert "Study `methods`: not run yet." in page
+
+
+def test_the_same_results_give_the_same_bytes_wherever_and_whenever(results: Path, tmp_path: Path) -> None:
+    written = []
+    for place in ("here", "there"):
+        shutil.copytree(results, tmp_path / place / "results")
+        readme = tmp_path / place / "README.md"
+        readme.write_text(f"# Title\n{START}\nold\n{END}\nrest\n")
+        files = publish(PLAN, tmp_path / place / "results", tmp_path / place / "REPORT.md", readme)
+        assert [file.name for file in files] == ["REPORT.md", "README.md", "adaptation.svg"]
+        written.append([file.read_bytes() for file in files])
+        assert not any(str(tmp_path).encode() in content for content in written[-1])
+    assert written[0] == written[1]
+    text = written[0][1].decode()
+    assert text.startswith(f"# Title\n{START}\n| arm |")
+    assert text.endswith(f"\n{END}\nrest\n")
+
+
+def test_a_readme_without_marks_and_missing_results_are_told_before_anything_is_written(
+    results: Path, tmp_path: Path
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{START}\nno end\n")
+    with pytest.raises(UsageError, match="needs the marks"):
+        publish(PLAN, results, tmp_path / "REPORT.md", readme)
+    with pytest.raises(UsageError, match="needs the marks"):
+        renew(tmp_path / "none.md", "table")
+    with pytest.raises(UsageError, match="holds no results"):
+        publish(PLAN, tmp_path / "nothing", tmp_path / "REPORT.md")
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_figures_are_the_same_bytes_with_fonts_in_them(tmp_path: Path) -> None:
+    def draw() -> figures.Figure:
+        with figures.style():
+            figure = figures.new()
+            figures.dots(
+                figure.subplots(), ["a row"], {"base": [figures.Dot(0, Interval(0.5, 0.4, 0.6))]}, label="%"
+            )
+        return figure
+
+    first, second = (figures.save(draw(), name, tmp_path) for name in ("a", "b"))
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    drawing, page = (path.read_bytes() for path in first)
+    assert b"<text" not in drawing  # letters are outlines
+    assert b"/FontFile2" in page
+
+
+def test_maps_that_are_there_are_not_made_again(results: Path, tmp_path: Path) -> None:
+    plan: Plan = PLAN
+    assert list(maps.missing(plan, results)) == []
+    assert len(list(maps.missing(plan, tmp_path))) == len(TARGETS) * (len(maps.METHODS) + 1)
+    shutil.copytree(results / "scores", tmp_path / "scores")
+    maps.path(tmp_path, "pick-cube", "stability-vlm").unlink()
+    assert list(maps.missing(plan, tmp_path)) == [("pick-cube", "knn")]
+    with pytest.raises(UsageError, match="make it with `robosteer reproduce --scores`"):
+        maps.read_map(tmp_path, "pick-cube", "stability-vlm")
+    assert maps.read_profile(tmp_path, "pick-cube").share.shape == (120, 3)
