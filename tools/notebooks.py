@@ -1,8 +1,8 @@
 """Execute notebooks from top to bottom and store them: `python tools/notebooks.py [NAME ...]`, all by default.
 
 The reproduction's notebooks read the committed results, or those that $ROBOSTEER_RESULTS names; figures go to
-$ROBOSTEER_FIGURES too, if that is set. Nothing is written if a cell fails. What depends on the clock is left out, so
-that the same results give the same files.
+$ROBOSTEER_FIGURES too, if that is set. Nothing is written if a cell fails. What depends on the clock is left out,
+and so are warnings, which name places of this machine: the same results give the same files.
 """
 
 import os
@@ -26,6 +26,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
     for at, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{at}"
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     return notebook
 

@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import matplotlib.patches
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -58,7 +60,7 @@ RESULTS_VARIABLE, FIGURES_VARIABLE = "ROBOSTEER_RESULTS", "ROBOSTEER_FIGURES"
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "benchmarks/results/reproduce"
 
-STYLE = {
+STYLE: dict[Any, Any] = {  # the stubs know every key by name
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
     "font.size": 7,
     "axes.titlesize": 7.5,
@@ -201,8 +203,8 @@ def dots(
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(axis="y", length=0)
-    for y in range(1, len(rows)):
-        axes.axhline(y - 0.5, color=LINE, linewidth=0.6)
+    for line in range(1, len(rows)):
+        axes.axhline(line - 0.5, color=LINE, linewidth=0.6)
     axes.grid(True, axis="x")
     axes.set_xlabel(label)
     if zero:

@@ -213,7 +213,7 @@ def choice_contrasts(entries: Sequence[Entry]) -> list[Contrast]:
 
 
 def choice_table(entries: Sequence[Entry]) -> Table:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             f"{c.arm} - {c.other}",
             "all" if len(c.tasks) > len(ADAPTING) else ", ".join(c.tasks),
