@@ -2,7 +2,7 @@
 
 Closed loop on the target task with the median episode length, two workers, their start included. Writes
 benchmarks/results/rollouts.json: wall-clock and CPU seconds (the machine may be busy), and whether every episode ended
-as it did in the committed results of the base policy (benchmarks/results/adaptation), before anything was made faster.
+as it did in the committed records of the base policy (benchmarks/results/reproduce), before anything was made faster.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import resource
 from pathlib import Path
 
 from interp.runs import write_json
-from steering.results import load_result
+from steering.reproduce.records import read_record
+from steering.results import IN_DOMAIN
 from steering.rollouts import evaluate
 
 TASK, ROLLOUTS, WORKERS = "cube-in-bowl", 100, 2
@@ -23,9 +24,9 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     done = evaluate("tiny-pi0", TASK, ROLLOUTS, workers=WORKERS)
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)  # the workers have been waited for
-    before = {
-        e.seed: (e.success, e.steps) for e in load_result(RESULTS / f"adaptation/{TASK}/base.json").episodes
-    }
+    recorded = read_record(RESULTS / f"reproduce/{TASK}/base.json")
+    (usual,) = (entry.result for entry in recorded if entry.result.suite == IN_DOMAIN)
+    before = {e.seed: (e.success, e.steps) for e in usual.episodes}
     found = {
         "command": "taskset -c 0,1 python benchmarks/rollouts.py",
         "task": TASK,

@@ -1,7 +1,8 @@
 """What tiny-pi0 can do before any finetuning, and whether it uses its inputs: `python benchmarks/tiny_pi0.py`.
 
 100 held-out rollouts a pretraining task and the unseen one, the same seeds with the instruction emptied and with the
-images blanked. The targets are the base arm of adaptation.py. Writes benchmarks/results/tiny_pi0.json, prints a table.
+images blanked. The targets are the base arm of `robosteer reproduce`. Writes benchmarks/results/tiny_pi0.json, prints
+a table.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from interp.errors import UsageError
 from interp.factors.profile import Profile
 from interp.heads import Head
 from steering.reproduce import published
-from steering.reproduce.contrast import Contrast, contrast
+from steering.reproduce.contrast import Contrast, contrast, resolves
 from steering.reproduce.maps import read_profile
 from steering.reproduce.plan import FEW, MAIN, Arm
 from steering.results import IN_DOMAIN, Entry
@@ -170,7 +170,10 @@ def _claim(
     if made is None:
         return Claim(about, says, compared, NO_DATA)
     size = f"{made.n} ({len(made.tasks)} tasks x {made.runs} seeds)"
-    return Claim(about, says, compared, verdict(made.difference, kind), made.difference, "points", size)
+    said = verdict(made.difference, kind)
+    if kind == "as good" and said == REPRODUCES and not resolves(made.n, published.MARGIN):
+        said = NOT_EXCLUDED
+    return Claim(about, says, compared, said, made.difference, "points", size)
 
 
 # ---- heads

@@ -6,6 +6,9 @@ that both were trained from. The verdicts are rules on its 95 % interval and on 
     better, worse   the interval excludes zero
     the same        it does not, and it excludes every difference as large as the margin
     open            it excludes neither
+
+A bootstrap of episodes on which two arms always agree has no width, however few they are. What n episodes cannot have
+shown, by the rule of three, is that fewer than 3 / n differ: below that a margin is not excluded by any interval.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ class Contrast:
     difference: Interval
 
     def finding(self, margin: float) -> Finding:
-        return finding(self.difference, margin)
+        found = finding(self.difference, margin)
+        return "open" if found == "the same" and not resolves(self.n, margin) else found
 
 
 def finding(difference: Interval, margin: float) -> Finding:
@@ -44,6 +48,11 @@ def finding(difference: Interval, margin: float) -> Finding:
     if difference.high < 0:
         return "worse"
     return "the same" if -margin < difference.low and difference.high < margin else "open"
+
+
+def resolves(n: int, margin: float) -> bool:
+    """Whether n paired episodes are enough to exclude a difference as large as the margin."""
+    return 3 / n < margin
 
 
 def contrast(

@@ -17,7 +17,7 @@ from interp.heads import Head
 from steering.reproduce import claims, figures, maps, published
 from steering.reproduce.advice import advice
 from steering.reproduce.claims import NO_DATA, NOT_EXCLUDED, NOT_SHOWN, OPPOSITE, REPRODUCES, Claim, verdict
-from steering.reproduce.contrast import contrast, finding
+from steering.reproduce.contrast import Contrast, contrast, finding
 from steering.reproduce.coverage import coverage
 from steering.reproduce.plan import FULL, Plan
 from steering.reproduce.publish import END, START, publish, renew
@@ -79,6 +79,13 @@ def test_a_verdict_is_read_from_the_interval(
     assert verdict(interval, "better", margin=0.05) == better
     assert verdict(interval, "as good", margin=0.05) == as_good
     assert finding(interval, 0.05) == is_found
+
+
+def test_a_few_episodes_that_agree_exclude_nothing() -> None:
+    """With no failure in n trials, failures of up to 3 / n are not excluded: seven points need 43 episodes."""
+    agreed = Contrast("a", "b", "in-domain", ("pick-cube",), 1, 42, Interval(0.0, 0.0, 0.0))
+    assert agreed.finding(0.07) == "open"
+    assert replace(agreed, n=43).finding(0.07) == "the same"
 
 
 def test_the_margin_is_the_smaller_advantage_that_the_paper_claims() -> None:
