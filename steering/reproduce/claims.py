@@ -92,7 +92,11 @@ def _robustness(entries: Sequence[Entry]) -> list[Claim]:
         says = f"it is more robust than LoRA {words.get(suite, f'under {suite}')}"
         made = contrast(entries, "aligned", "lora", suite)
         found.append(
-            replace(_claim("robustness", says, made, "aligned", "lora"), paper=f"{theirs - lora:+.3g}")
+            replace(
+                _claim("robustness", says, made, "aligned", "lora"),
+                compared=f"aligned - lora, {suite}",
+                paper=f"{theirs - lora:+.3g}",
+            )
         )
     return found
 
@@ -169,11 +173,10 @@ def _claim(
     compared = f"{arm} - {other}"
     if made is None:
         return Claim(about, says, compared, NO_DATA)
-    size = f"{made.n} ({len(made.tasks)} tasks x {made.runs} seeds)"
     said = verdict(made.difference, kind)
     if kind == "as good" and said == REPRODUCES and not resolves(made.n, published.MARGIN):
         said = NOT_EXCLUDED
-    return Claim(about, says, compared, said, made.difference, "points", size)
+    return Claim(about, says, compared, said, made.difference, "points", made.size)
 
 
 # ---- heads

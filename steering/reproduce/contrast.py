@@ -37,6 +37,11 @@ class Contrast:
     n: int
     difference: Interval
 
+    @property
+    def size(self) -> str:
+        tasks, seeds = len(self.tasks), self.runs
+        return f"{self.n} ({tasks} task{'s' * (tasks > 1)} x {seeds} seed{'s' * (seeds > 1)})"
+
     def finding(self, margin: float) -> Finding:
         found = finding(self.difference, margin)
         return "open" if found == "the same" and not resolves(self.n, margin) else found

@@ -65,7 +65,7 @@ def report(plan: Plan, entries: Sequence[Entry], results: Path) -> str:
 
 def readme_table(entries: Sequence[Entry], results: Path) -> str:
     """What the README shows: success by arm and task, and what to take from it."""
-    lines = [*in_short(claims(entries, results)), *advice(entries)]
+    lines = [*advice(entries), f"{_counted(claims(entries, results))} [REPORT.md](REPORT.md) names them."]
     return f"{markdown_table(success_table(entries))}\n\n{_list(lines)}"
 
 
@@ -90,6 +90,17 @@ def in_short(found: Sequence[Claim]) -> list[str]:
             )
             said.append(f"{words}, {len(ours)} of {len(found)} claims: {named}.")
     return said
+
+
+def _counted(found: Sequence[Claim]) -> str:
+    words = {
+        (REPRODUCES,): "reproduce",
+        (OPPOSITE,): "turn out the opposite",
+        (NOT_SHOWN, NOT_EXCLUDED): "are not shown",
+        (NO_DATA,): "are not run yet",
+    }
+    counts = {said: sum(c.verdict in verdicts for c in found) for verdicts, said in words.items()}
+    return f"Of {len(found)} claims, {', '.join(f'{n} {said}' for said, n in counts.items() if n)}:"
 
 
 def _effect_in_words(claim: Claim) -> str:
@@ -218,7 +229,7 @@ def choice_table(entries: Sequence[Entry]) -> Table:
             f"{c.arm} - {c.other}",
             "all" if len(c.tasks) > len(ADAPTING) else ", ".join(c.tasks),
             points(c.difference),
-            f"{c.n} ({len(c.tasks)} tasks x {c.runs} seeds)",
+            c.size,
             c.finding(MARGIN),
             _excluded(c),
         )
