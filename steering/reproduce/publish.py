@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from interp.errors import UsageError
@@ -11,7 +12,7 @@ from steering.reproduce.claims import MAIN_NAMES
 from steering.reproduce.plan import Plan
 from steering.reproduce.records import read_records
 from steering.reproduce.report import readme_table, report
-from steering.results import IN_DOMAIN
+from steering.results import IN_DOMAIN, Entry
 
 START, END = "<!-- adaptation -->", "<!-- /adaptation -->"
 FIGURE = "docs/adaptation.svg"
@@ -21,17 +22,24 @@ FIGURE = "docs/adaptation.svg"
 def publish(plan: Plan, results: Path, out: Path, readme: Path | None = None) -> list[Path]:
     """Write the report of the records in `results`, and renew the README's table and figure if there is one."""
     entries = read_records(results)
-    renewed = None if readme is None else renew(readme, readme_table(entries, results))
-    write_atomic(out, report(plan, entries, results).encode())
-    written = [out]
-    if readme is not None and renewed is not None:
-        from steering.reproduce.figures import by_task, svg  # matplotlib, only wanted here
+    files = {out: report(plan, entries, results).encode()}
+    if readme is not None:
+        files[readme] = renew(readme, readme_table(entries, results)).encode()
+        files[readme.parent / FIGURE] = _figure(entries)
+    for path, content in files.items():
+        write_atomic(path, content)
+    return list(files)
 
-        main = [e for e in entries if e.arm in MAIN_NAMES and e.result.suite == IN_DOMAIN]
-        write_atomic(readme.parent / FIGURE, svg(by_task(compare_entries(main, against="base"))))
-        write_atomic(readme, renewed.encode())
-        written += [readme, readme.parent / FIGURE]
-    return written
+
+def _figure(entries: Sequence[Entry]) -> bytes:
+    try:
+        from steering.reproduce.figures import by_task, svg  # nothing else here needs matplotlib
+    except ImportError as error:
+        raise UsageError(
+            f"the figure cannot be drawn ({error}): pip install 'robosteer[figures]', or leave --readme out"
+        ) from error
+    main = [e for e in entries if e.arm in MAIN_NAMES and e.result.suite == IN_DOMAIN]
+    return svg(by_task(compare_entries(main, against="base")))
 
 
 def renew(readme: Path, table: str) -> str:
