@@ -5,7 +5,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test lint clean
+# LeRobot asks for an older torch and transformers than the core: an environment of its own.
+VENV_LEROBOT  ?= .venv-lerobot
+LEROBOT_STAMP := $(VENV_LEROBOT)/.installed
+
+.PHONY: setup setup-lerobot demo test test-lerobot lint clean
 
 setup: $(STAMP)
 
@@ -19,11 +23,23 @@ $(STAMP): pyproject.toml Makefile
 	bash tools/system-libraries.sh
 	@touch $@
 
+setup-lerobot: $(LEROBOT_STAMP)
+
+$(LEROBOT_STAMP): pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV_LEROBOT)
+	$(VENV_LEROBOT)/bin/python -c 'import torchvision' 2>/dev/null || $(VENV_LEROBOT)/bin/pip install --quiet torch==2.9.1 torchvision==0.24.1
+	$(VENV_LEROBOT)/bin/pip install --quiet --editable '.[lerobot]' lerobot==0.4.4 transformers==4.57.6 transformer-lens==3.2.1 nnsight==0.8.1 peft==0.21.2 'pytest>=8'
+	$(VENV_LEROBOT)/bin/pip check
+	@touch $@
+
 demo: setup
 	$(BIN)/robosteer demo
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-lerobot: setup-lerobot
+	$(VENV_LEROBOT)/bin/python -m pytest tests/lerobot
 
 lint: setup
 	$(BIN)/ruff check .
@@ -31,4 +47,4 @@ lint: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV_LEROBOT) runs
