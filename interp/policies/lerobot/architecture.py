@@ -1,0 +1,116 @@
+"""What differs between LeRobot's architectures: one small class each behind this Protocol; policy.py has the rest.
+
+An architecture drives LeRobot's own modules, layer by layer, so that hooks, replay and head slices find in it what they
+find in transformers' PI0: layers and attentions that are called as modules, and a prefix computed once. LeRobot's own
+forward passes run the same modules in another order; `LeRobotPolicy` compares the two when a policy is loaded.
+
+Axis names: those of ../protocol.py.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from interp.policies.protocol import Batch, Block, Prefix, Readout
+from interp.policies.spec import Anchor, TokenSpan
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The layers of one tower and how their attention is divided."""
+
+    module: nn.Module
+    layers: Sequence[nn.Module]
+    kv_heads: int
+    d_head: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where tokens stand, and what becomes of an image."""
+
+    spans: Mapping[str, TokenSpan]
+    suffix: str
+    image_size: int
+    anchor: Anchor
+    patches: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, lengths: Sequence[tuple[str, int]], grid: tuple[int, int], **others: Any) -> "Layout":
+        """Spans one after the other; names that start with `image/` have a patch grid, `-` is a gap without a name."""
+        spans, stop = {}, 0
+        for name, length in lengths:
+            start, stop = stop, stop + length
+            if name != "-":
+                spans[name] = TokenSpan(start, stop, grid if name.startswith("image/") else None)
+        return cls(spans=spans, **others)
+
+
+class Architecture(Protocol):
+    """How one of LeRobot's policies computes. `module` is LeRobot's policy."""
+
+    module: Any
+    horizon: int
+    flow_steps: int
+    max_action_dim: int
+    max_tokens: int
+    prompt_start: int | None
+    """At which token of the language span the instruction begins; None if it does not stand there as it is."""
+
+    def towers(self) -> Mapping[str, Stack]: ...
+
+    def layout(self, cameras: Sequence[str]) -> Layout: ...
+
+    def block(self, tower: str, layer: int) -> Block: ...
+
+    def pixels(self, processed: Mapping[str, Tensor]) -> Float[Tensor, "batch camera 3 height width"]:
+        """Images as the vision tower reads them, from what LeRobot's pre-processor made of an observation."""
+        ...
+
+    def prefix(self, batch: Batch) -> Prefix: ...
+
+    def velocity(
+        self,
+        batch: Batch,
+        x: Float[Tensor, "batch horizon max_action_dim"],
+        time: Float[Tensor, " batch"],
+        prefix: Prefix,
+    ) -> Float[Tensor, "batch horizon max_action_dim"]:
+        """One row of batch and prefix for each row of x."""
+        ...
+
+    def lerobots(
+        self, processed: Mapping[str, Any], noise: Float[Tensor, "batch horizon max_action_dim"]
+    ) -> Float[Tensor, "batch horizon action"]:
+        """The chunk that LeRobot's own code computes, normalised."""
+        ...
+
+    def readout(self) -> Readout: ...
+
+
+def between(lower: float, seen: Bool[Tensor, "batch query key"], like: Tensor) -> Float[Tensor, "batch 1 query key"]:
+    """An additive attention mask: 0 where seen, `lower` elsewhere. A query that sees nothing stays finite."""
+    mask = torch.full(seen.shape, lower, dtype=like.dtype, device=like.device)
+    return mask.masked_fill(seen, 0.0)[:, None]
+
+
+def positions_of(mask: Bool[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+    """Counting only real tokens."""
+    return mask.cumsum(dim=1) - 1
+
+
+def through(layers: Sequence[nn.Module], hidden: Tensor, **arguments: Any) -> Tensor:
+    """The layers one after the other; every layer may answer with a tensor or a tuple."""
+    for layer in layers:
+        out = layer(hidden, **arguments)
+        hidden = out[0] if isinstance(out, tuple) else out
+    return hidden
+
+
+def kept(cache: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer of a transformers cache."""
+    return ((layer.keys, layer.values) for layer in cache.layers)
