@@ -55,4 +55,14 @@ def _architectures() -> dict[str, Callable[[Any], Any]]:
 
         return SmolVLA(module)
 
-    return {"smolvla": smolvla}
+    def pi(module: Any) -> Any:
+        from interp.policies.lerobot.pi import PI
+
+        return PI(module)
+
+    def xvla(module: Any) -> Any:
+        from interp.policies.lerobot.xvla import XVLA
+
+        return XVLA(module)
+
+    return {"smolvla": smolvla, "pi0": pi, "pi05": pi, "xvla": xvla}

@@ -7,11 +7,12 @@ forward passes run the same modules in another order; `LeRobotPolicy` compares t
 Axis names: those of ../protocol.py.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -83,6 +84,25 @@ class Architecture(Protocol):
         """One row of batch and prefix for each row of x."""
         ...
 
+    def step(self, batch: Batch, x: Tensor, at: int, prefix: Prefix) -> Tensor:
+        """What flow step `at` makes of x."""
+        ...
+
+    def loss(
+        self,
+        batch: Batch,
+        actions: Float[Tensor, "batch horizon action"],
+        noise: Float[Tensor, "batch horizon max_action_dim"],
+        time: Float[Tensor, " batch"],
+        prefix: Prefix,
+    ) -> Float[Tensor, "batch horizon action"]:
+        """What LeRobot trains on, element by element."""
+        ...
+
+    def query(self, tower: str, layer: int) -> nn.Linear | None:
+        """The Linear whose first rows are the queries, head by head."""
+        ...
+
     def lerobots(
         self, processed: Mapping[str, Any], noise: Float[Tensor, "batch horizon max_action_dim"]
     ) -> Float[Tensor, "batch horizon action"]:
@@ -90,6 +110,29 @@ class Architecture(Protocol):
         ...
 
     def readout(self) -> Readout: ...
+
+
+class Flow:
+    """Flow matching by Euler steps along the velocity, as in pi0 and in what follows it."""
+
+    flow_steps: int
+    max_action_dim: int
+    velocity: Callable[..., Tensor]
+    block: Callable[[str, int], Block]
+
+    def step(self, batch: Batch, x: Tensor, at: int, prefix: Prefix) -> Tensor:
+        dt = -1.0 / self.flow_steps
+        time = torch.full((len(x),), 1.0 + at * dt, dtype=torch.float32, device=x.device)
+        return x + dt * self.velocity(batch, x, time, prefix)
+
+    def loss(self, batch: Batch, actions: Tensor, noise: Tensor, time: Tensor, prefix: Prefix) -> Tensor:
+        target = F.pad(actions, (0, self.max_action_dim - actions.shape[-1]))
+        t = time[:, None, None]
+        velocity = self.velocity(batch, t * noise + (1 - t) * target, time, prefix)
+        return ((velocity - (noise - target)) ** 2)[..., : actions.shape[-1]]
+
+    def query(self, tower: str, layer: int) -> nn.Linear | None:
+        return self.block(tower, layer).query
 
 
 def between(lower: float, seen: Bool[Tensor, "batch query key"], like: Tensor) -> Float[Tensor, "batch 1 query key"]:

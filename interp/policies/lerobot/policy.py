@@ -204,22 +204,9 @@ class LeRobotPolicy:
         time: Float[Tensor, " batch"],
         prefix: Prefix | None = None,
     ) -> Float[Tensor, "batch horizon max_action_dim"]:
-        rows = len(batch["state"])
-        if len(x) % rows or len(time) != len(x):
-            raise UsageError(
-                f"x has {len(x)} rows and time {len(time)}: both must be a multiple of the batch's {rows}"
-            )
-        draws = len(x) // rows
-        if prefix is None:
-            prefix = self.prefix(batch)
-        if len(prefix) not in (rows, len(x)):
-            raise UsageError(
-                f"the prefix has {len(prefix)} rows and x {len(x)}: it needs one a draw, or {rows} to be shared"
-            )
-        if len(prefix) < len(x):
-            prefix = prefix.repeat(draws)
-        if draws > 1:
-            batch = {name: t.repeat_interleave(draws, dim=0) for name, t in batch.items() if name != "pixel_values"}
+        if len(time) != len(x):
+            raise UsageError(f"x has {len(x)} rows and time {len(time)}: every row needs a time")
+        batch, prefix = self._for_rows_of(x, batch, prefix)
         return self.architecture.velocity(batch, x, time, prefix)
 
     def loss(
@@ -230,10 +217,8 @@ class LeRobotPolicy:
         time: Float[Tensor, " batch"],
         prefix: Prefix | None = None,
     ) -> Float[Tensor, "batch horizon action"]:
-        target = F.pad(actions, (0, self.spec.max_action_dim - actions.shape[-1]))
-        t = rearrange(time, "batch -> batch 1 1")
-        velocity = self.velocity(batch, t * noise + (1 - t) * target, time, prefix)
-        return ((velocity - (noise - target)) ** 2)[..., : self.spec.action_dim]
+        batch, prefix = self._for_rows_of(noise, batch, prefix)
+        return self.architecture.loss(batch, actions, noise, time, prefix)
 
     def denoise(
         self,
@@ -242,14 +227,28 @@ class LeRobotPolicy:
         prefix: Prefix | None = None,
         steps: range | None = None,
     ) -> Float[Tensor, "batch horizon max_action_dim"]:
-        if prefix is None:
-            prefix = self.prefix(batch, len(noise) // len(batch["state"]))
-        total = self.spec.flow_steps
-        dt, x = -1.0 / total, noise
-        for step in range(total) if steps is None else steps:
-            time = torch.full((len(x),), 1.0 + step * dt, dtype=torch.float32, device=x.device)
-            x = x + dt * self.velocity(batch, x, time, prefix)
+        batch, prefix = self._for_rows_of(noise, batch, prefix)
+        x = noise
+        for step in range(self.spec.flow_steps) if steps is None else steps:
+            x = self.architecture.step(batch, x, step, prefix)
         return x
+
+    def _for_rows_of(self, x: Tensor, batch: Batch, prefix: Prefix | None) -> tuple[Batch, Prefix]:
+        """One row of batch and prefix for every row of x, which may hold several draws of each observation."""
+        rows = len(batch["state"])
+        if len(x) % rows:
+            raise UsageError(f"x has {len(x)} rows: it must be a multiple of the batch's {rows}")
+        prefix = self.prefix(batch) if prefix is None else prefix
+        if len(prefix) not in (rows, len(x)):
+            raise UsageError(
+                f"the prefix has {len(prefix)} rows and x {len(x)}: it needs one a draw, or {rows} to be shared"
+            )
+        if len(prefix) < len(x):
+            prefix = prefix.repeat(len(x) // rows)
+        if rows < len(x):
+            needed = {name: t for name, t in batch.items() if name != "pixel_values"}
+            batch = {name: t.repeat_interleave(len(x) // rows, dim=0) for name, t in needed.items()}
+        return batch, prefix
 
     def sample(
         self, batch: Batch, noise: Float[Tensor, "batch horizon max_action_dim"], prefix: Prefix | None = None
@@ -295,7 +294,8 @@ class LeRobotPolicy:
         return self.block(tower, layer).out
 
     def query_projection(self, tower: str, layer: int) -> nn.Linear:
-        query = self.block(tower, layer).query
+        self.block(tower, layer)  # says which layers there are
+        query = self.architecture.query(tower, layer)
         if query is None:
             raise UsageError(f"{self.spec.family}: tower {tower} has no query projection of its own")
         return query

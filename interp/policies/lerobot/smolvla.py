@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, eager_attention_forward
 
 from interp.errors import UsageError
-from interp.policies.lerobot.architecture import Layout, Stack, between, kept, positions_of, through
+from interp.policies.lerobot.architecture import Flow, Layout, Stack, between, kept, positions_of, through
 from interp.policies.pi0_cache import cache_over
 from interp.policies.protocol import Batch, Block, Prefix, Readout
 
@@ -82,7 +82,7 @@ def _attended(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Ten
     return module.o_proj(rearrange(z, "b pos head d -> b pos (head d)").to(module.o_proj.weight.dtype))
 
 
-class SmolVLA:
+class SmolVLA(Flow):
     """An `Architecture` (see architecture.py)."""
 
     def __init__(self, module: Any) -> None:
