@@ -46,7 +46,7 @@ class Layout:
         spans, stop = {}, 0
         for name, length in lengths:
             start, stop = stop, stop + length
-            if name != "-":
+            if name != "-" and length:
                 spans[name] = TokenSpan(start, stop, grid if name.startswith("image/") else None)
         return cls(spans=spans, **others)
 
@@ -68,8 +68,9 @@ class Architecture(Protocol):
 
     def block(self, tower: str, layer: int) -> Block: ...
 
-    def pixels(self, processed: Mapping[str, Tensor]) -> Float[Tensor, "batch camera 3 height width"]:
-        """Images as the vision tower reads them, from what LeRobot's pre-processor made of an observation."""
+    def inputs(self, processed: Mapping[str, Tensor]) -> Batch:
+        """`pixel_values` [batch, camera, 3, height, width] as the vision tower reads them, and whatever else the batch
+        needs, from what LeRobot's pre-processor made of an observation."""
         ...
 
     def prefix(self, batch: Batch) -> Prefix: ...
@@ -104,9 +105,9 @@ class Architecture(Protocol):
         ...
 
     def lerobots(
-        self, processed: Mapping[str, Any], noise: Float[Tensor, "batch horizon max_action_dim"]
-    ) -> Float[Tensor, "batch horizon action"]:
-        """The chunk that LeRobot's own code computes, normalised."""
+        self, processed: Mapping[str, Any], seed: int
+    ) -> tuple[Float[Tensor, "1 horizon max_action_dim"], Float[Tensor, "1 horizon action"]]:
+        """Noise, and the chunk that LeRobot's own code computes from it, normalised."""
         ...
 
     def readout(self) -> Readout: ...
@@ -115,6 +116,8 @@ class Architecture(Protocol):
 class Flow:
     """Flow matching by Euler steps along the velocity, as in pi0 and in what follows it."""
 
+    module: Any
+    horizon: int
     flow_steps: int
     max_action_dim: int
     velocity: Callable[..., Tensor]
@@ -133,6 +136,12 @@ class Flow:
 
     def query(self, tower: str, layer: int) -> nn.Linear | None:
         return self.block(tower, layer).query
+
+    def lerobots(self, processed: Mapping[str, Any], seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(1, self.horizon, self.max_action_dim, generator=generator)
+        noise = noise.to(next(self.module.parameters()).device)
+        return noise, self.module.predict_action_chunk(dict(processed), noise=noise)
 
 
 def between(lower: float, seen: Bool[Tensor, "batch query key"], like: Tensor) -> Float[Tensor, "batch 1 query key"]:

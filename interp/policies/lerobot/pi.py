@@ -72,10 +72,11 @@ class PI(Flow):
 
     # ---- the network
 
-    def pixels(self, processed: Mapping[str, Tensor]) -> Tensor:
+    def inputs(self, processed: Mapping[str, Tensor]) -> Batch:
         images, real = self.module._preprocess_images(dict(processed))
         # Cameras that a config only announces (empty_cameras) are masked out: nothing reads them.
-        return torch.stack([image for image, mask in zip(images, real, strict=True) if mask.all()], dim=1)
+        seen = [image for image, mask in zip(images, real, strict=True) if mask.all()]
+        return {"pixel_values": torch.stack(seen, dim=1)}
 
     def prefix(self, batch: Batch) -> Prefix:
         both, cameras = self.module.model.paligemma_with_expert, batch["pixel_values"].shape[1]
@@ -120,10 +121,10 @@ class PI(Flow):
         """Masks have the precision of the weights: fused attention asks for it."""
         return hidden.to(self._vlm.layers[0].self_attn.q_proj.weight.dtype)
 
-    def lerobots(self, processed: Mapping[str, Any], noise: Tensor) -> Tensor:
+    def lerobots(self, processed: Mapping[str, Any], seed: int) -> tuple[Tensor, Tensor]:
         before = [tower.config._attn_implementation for tower in (self._vlm, self._expert)]
         try:
-            return self.module.predict_action_chunk(dict(processed), noise=noise)
+            return super().lerobots(processed, seed)
         finally:  # LeRobot switches its towers to eager attention and leaves them so
             for tower, how in zip((self._vlm, self._expert), before, strict=True):
                 tower.config._attn_implementation = how

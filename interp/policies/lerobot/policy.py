@@ -119,10 +119,9 @@ class LeRobotPolicy:
         size = self.spec.image_size
         image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
         seen = Observation(dict.fromkeys(self.spec.cameras, image), np.zeros(self.spec.state_dim), "")
-        noise = self.noise(1, 0)
         with torch.no_grad():
+            noise, theirs = self.architecture.lerobots(self._processed(seen), seed=0)
             ours = self.denoise(self.batch([seen]), noise)[..., : self.spec.action_dim]
-            theirs = self.architecture.lerobots(self._processed(seen), noise)
         self.module.eval()
         limit = PARITY if next(self.module.parameters()).dtype == torch.float32 else _PARITY_HALF
         difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
@@ -148,9 +147,10 @@ class LeRobotPolicy:
         mask = words.new_ones(len(processed), length)
         mask[:, language.slice] = words
         state = torch.cat([each[STATE] for each in processed])
+        inputs = [self.architecture.inputs(each) for each in processed]
         config = self.module.config
         return {
-            "pixel_values": torch.cat([self.architecture.pixels(each) for each in processed]),
+            **{name: torch.cat([each[name] for each in inputs]) for name in inputs[0]},
             "input_ids": tokens,
             "attention_mask": mask,
             "state": F.pad(state, (0, getattr(config, "max_state_dim", state.shape[1]) - state.shape[1])),

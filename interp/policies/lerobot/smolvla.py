@@ -150,10 +150,11 @@ class SmolVLA(Flow):
 
     # ---- the network
 
-    def pixels(self, processed: Mapping[str, Tensor]) -> Tensor:
+    def inputs(self, processed: Mapping[str, Tensor]) -> Batch:
         images, real = self.module.prepare_images(dict(processed))
         # Cameras that a config only announces (empty_cameras) are masked out: nothing reads them.
-        return torch.stack([image for image, mask in zip(images, real, strict=True) if mask.all()], dim=1)
+        seen = [image for image, mask in zip(images, real, strict=True) if mask.all()]
+        return {"pixel_values": torch.stack(seen, dim=1)}
 
     def prefix(self, batch: Batch) -> Prefix:
         hidden = self._embedded(batch)
@@ -207,9 +208,6 @@ class SmolVLA(Flow):
             past_key_values=cache_over(prefix),
         )
         return model.action_out_proj(self._expert.norm(hidden).to(model.action_out_proj.weight.dtype))
-
-    def lerobots(self, processed: Mapping[str, Any], noise: Tensor) -> Tensor:
-        return self.module.predict_action_chunk(dict(processed), noise=noise)
 
     def readout(self) -> Readout:
         norm: nn.Module = self._expert.norm

@@ -65,12 +65,13 @@ class XVLA:
             raise UsageError(f"this X-VLA sees images of {tuple(size)}: set resize_imgs_with_padding to a square")
         tokens = self._tokens_of_an_image(size[0])
         views = max(config.num_image_views or 0, len(cameras))
-        unread = [("-", tokens * (views - len(cameras))), ("-", config.len_soft_prompts)]
-        # In the expert's own sequence the actions come first, then all that the prefix is made of.
-        expert = [("action", self.horizon), ("read", tokens * len(cameras) + self.max_tokens), *unread]
-        first = [(f"image/{cameras[0]}", tokens), ("language", self.max_tokens)]
+        # In the expert's own sequence the actions come first, then what the vlm made of its tokens, then the rest.
+        others = [(f"image/{camera}", tokens) for camera in cameras[1:]]
+        blank = [("views without a camera", tokens * (views - len(cameras)))]
+        prompts = [("soft prompts", config.len_soft_prompts)]
+        expert = [("action", self.horizon), ("read", tokens + self.max_tokens), *others, *blank, *prompts]
         return Layout.of(
-            [*first, *expert],
+            [(f"image/{cameras[0]}", tokens), ("language", self.max_tokens), *expert],
             (1, tokens),
             suffix="action",
             image_size=size[0],
@@ -84,9 +85,10 @@ class XVLA:
 
     # ---- the network
 
-    def pixels(self, processed: Mapping[str, Tensor]) -> Tensor:
-        images, mask = self.module._prepare_images(dict(processed))
-        return images[:, mask[0]]
+    def inputs(self, processed: Mapping[str, Tensor]) -> Batch:
+        found = self.module._build_model_inputs(dict(processed))
+        real = found["image_mask"][0]
+        return {"pixel_values": found["image_input"][:, real], "domain_id": found["domain_id"]}
 
     def prefix(self, batch: Batch) -> Prefix:
         pixels = batch["pixel_values"].to(next(self.module.parameters()).dtype)
@@ -144,16 +146,15 @@ class XVLA:
             )
         return error * self._weight[:real].to(error)
 
-    def lerobots(self, processed: Mapping[str, Any], noise: Tensor) -> Tensor:
-        """LeRobot draws its noise from the global generator: this draw is ours."""
-        first = noise[..., self.dim :]
-        model = self.module.model
-        drawn, torch.randn = torch.randn, lambda *shape, **how: first.to(how.get("dtype", first.dtype))
-        try:
-            inputs = self.module._build_model_inputs(dict(processed))
-            return model.generate_actions(**inputs, steps=self.flow_steps)
-        finally:
-            torch.randn = drawn
+    def lerobots(self, processed: Mapping[str, Any], seed: int) -> tuple[Tensor, Tensor]:
+        """LeRobot's X-VLA takes no noise: it draws from the global generator, and so do we, from the same seed."""
+        like = next(self.module.parameters())
+        with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+            torch.manual_seed(seed)
+            first = torch.randn(1, self.horizon, self.dim, device=like.device, dtype=like.dtype)
+            torch.manual_seed(seed)
+            chunk = self.module.predict_action_chunk(dict(processed))
+        return torch.cat([torch.zeros_like(first), first], dim=-1).float(), chunk
 
     def readout(self) -> Readout:
         raise UsageError(
