@@ -8,8 +8,9 @@ import pytest
 if find_spec("lerobot") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
-    from lerobot_kit import FAMILIES, build, observations
+    from lerobot_kit import FAMILIES, build, observations, write_demonstrations
 
+    from interp.demos import Demonstrations
     from interp.policies import Observation, Policy, load_policy
 
     @pytest.fixture(scope="session")
@@ -34,6 +35,14 @@ else:
     @pytest.fixture
     def smolvla(loaded: dict[str, Policy]) -> Policy:
         return loaded["smolvla"]
+
+    @pytest.fixture(scope="session")
+    def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return write_demonstrations(tmp_path_factory.mktemp("demos") / "tiny")
+
+    @pytest.fixture
+    def demos(dataset: Path) -> Demonstrations:
+        return Demonstrations.open(dataset)
 
     @pytest.fixture
     def seen() -> list[Observation]:

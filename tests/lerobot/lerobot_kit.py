@@ -56,6 +56,30 @@ def as_lerobot_sees(observation: Observation) -> dict[str, Any]:
     return {**images, "observation.state": torch.tensor(observation.state), "task": observation.instruction}
 
 
+def write_demonstrations(root: Path, lengths: tuple[int, ...] = (9, 7, 8)) -> Path:
+    """Episodes recorded by LeRobot itself, with images. Actions follow the state, so that there is something to learn."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    image = {"dtype": "image", "shape": (HEIGHT, WIDTH, 3), "names": ["height", "width", "channels"]}
+    kinds: dict[str, Any] = {f"observation.images.{camera}": image for camera in CAMERAS}
+    for name, dim in (("observation.state", STATE_DIM), ("action", ACTION_DIM)):
+        kinds[name] = {"dtype": "float32", "shape": (dim,), "names": [f"{name}.{at}" for at in range(dim)]}
+    recorded = LeRobotDataset.create("local/tiny", fps=10, features=kinds, root=root, use_videos=False)
+    for at, length in enumerate(lengths):
+        for observation in observations(length, seed=at):
+            recorded.add_frame(
+                {
+                    **{f"observation.images.{camera}": image for camera, image in observation.images.items()},
+                    "observation.state": observation.state,
+                    "action": np.tanh(observation.state[:ACTION_DIM]),
+                    "task": observations(at + 1)[at].instruction,
+                }
+            )
+        recorded.save_episode()
+    recorded.finalize()
+    return root
+
+
 def features() -> tuple[dict[str, Any], dict[str, Any]]:
     from lerobot.configs.types import FeatureType, PolicyFeature
 

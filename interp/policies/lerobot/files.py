@@ -6,7 +6,6 @@ does not fit: every tensor of the file must be one of the network's and the othe
 
 import contextlib
 import io
-import json
 import logging
 import shutil
 import tempfile
@@ -111,20 +110,16 @@ def save(policy: "LeRobotPolicy", target: Path) -> None:
         fresh = Path(scratch) / target.name
         with quiet():
             policy.module.save_pretrained(fresh)
-            policy.preprocessor.save_pretrained(fresh)
-            policy.postprocessor.save_pretrained(fresh)
+        save_processors(policy, fresh)
         if target.exists():
             target.rename(Path(scratch) / "old")
         fresh.rename(target)
 
 
-def kind_of(config: Path) -> str | None:
-    """The `type` of a LeRobot configuration; None if the file is of another family."""
-    try:
-        data = json.loads(config.read_text())
-    except json.JSONDecodeError:
-        return None
-    return data.get("type") if isinstance(data, dict) and "model_type" not in data else None
+def save_processors(policy: "LeRobotPolicy", directory: Path) -> None:
+    with quiet():
+        policy.preprocessor.save_pretrained(directory)
+        policy.postprocessor.save_pretrained(directory)
 
 
 @contextlib.contextmanager

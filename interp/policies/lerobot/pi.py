@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp.errors import UsageError
 from interp.policies.lerobot.architecture import Flow, Layout, Stack, between, kept, positions_of
@@ -21,6 +21,18 @@ from interp.policies.pi0_cache import cache_over
 from interp.policies.protocol import Batch, Block, Prefix, Readout
 
 _UNSEEN = -2.3819763e38  # what openpi adds to the scores of tokens that are not seen
+
+
+class _First(nn.Module):
+    """Of a module that answers with a tuple, its first part: LeRobot's norms also answer with a gate."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.module(x)
+        return out[0] if isinstance(out, tuple) else out
 
 
 class PI(Flow):
@@ -135,4 +147,4 @@ class PI(Flow):
                 "lerobot/pi05: its residual streams are gated and its last norm depends on the flow time, so what a head "
                 "writes into the action directly is not defined here; use patch, ablation or attribute"
             )
-        return Readout(self._expert.norm, self.module.model.action_out_proj, scale=-1.0 / self.flow_steps)
+        return Readout(_First(self._expert.norm), self.module.model.action_out_proj, scale=-1.0 / self.flow_steps)

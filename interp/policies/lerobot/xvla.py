@@ -88,7 +88,7 @@ class XVLA:
     def inputs(self, processed: Mapping[str, Tensor]) -> Batch:
         found = self.module._build_model_inputs(dict(processed))
         real = found["image_mask"][0]
-        return {"pixel_values": found["image_input"][:, real], "domain_id": found["domain_id"]}
+        return {"pixel_values": found["image_input"][:, real], "domain_id": found["domain_id"][:, None]}
 
     def prefix(self, batch: Batch) -> Prefix:
         pixels = batch["pixel_values"].to(next(self.module.parameters()).dtype)
@@ -114,7 +114,7 @@ class XVLA:
         proprio = batch["state"].to(dtype)[:, : model.dim_proprio]
         proprio, mixed = model.action_space.preprocess(proprio, t * noise + (1 - t) * estimate)
         return self._transformer(
-            domain_id=batch["domain_id"],
+            domain_id=batch["domain_id"][:, 0],
             action_with_noise=mixed,
             proprio=proprio,
             t=time.to(dtype),
