@@ -70,7 +70,6 @@ _READERS: Mapping[str, Mapping[str, Callable[[Tensor, _Places], Tensor]]] = {
 TOKENS: Mapping[str, tuple[str, ...]] = {tower: tuple(readers) for tower, readers in _READERS.items()}
 
 
-
 def tokens_of(spec: PolicySpec, tower: str) -> tuple[str, ...]:
     """The tokens at which this policy's tower is captured: not every tower has a state token."""
     return tuple(token for token in TOKENS[tower] if token != "state" or spec.has_positions(tower, "state"))

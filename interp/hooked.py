@@ -37,7 +37,7 @@ from interp.view import TowerView
 try:
     from transformer_lens import HookedRootModule
 except ImportError:  # TransformerLens 3, which goes with LeRobot 0.4's transformers
-    from transformer_lens.hook_points import HookedRootModule
+    from transformer_lens.hook_points import HookedRootModule  # type: ignore[no-redef]
 
 Names = str | Sequence[str] | Callable[[str], bool]
 HookFunction = Callable[..., Tensor | None]

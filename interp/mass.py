@@ -74,7 +74,9 @@ def attention_mass(
         def see(pattern: Tensor, step: int | None) -> None:
             attended = einsum(pattern[:, :, queries].float(), real, "frame head q k, frame q -> frame head k")
             mean = attended / real.sum(dim=1)[:, None, None]
-            mean = torch.nn.functional.pad(mean, (0, keys - mean.shape[-1]))  # cross-attention sees the prefix alone
+            mean = torch.nn.functional.pad(
+                mean, (0, keys - mean.shape[-1])
+            )  # cross-attention sees the prefix alone
             share = einsum(mean, members, "frame head k, part frame k -> part frame head")
             sums.setdefault(layer, []).append(share)
 

@@ -8,9 +8,9 @@
     attn.hook_z                               [batch, pos, head, d_head]    before the output projection
     hook_attn_out, hook_mlp_out               [batch, pos, d_model]         what is added to the stream
 
-The vision tower has an axis `camera` after batch. Keys of the expert's pattern are all tokens, prefix and
-suffix, or in a cross-attention layer the prefix alone; see `PolicySpec.spans`. `tapped` is the one primitive: capture uses it directly, HookedVLA puts
-TransformerLens on top.
+The vision tower has an axis `camera` after batch. Keys of the expert's pattern are all tokens, prefix and suffix, or in
+a cross-attention layer the prefix alone; see `PolicySpec.spans`. `tapped` is the one primitive: capture uses it
+directly, HookedVLA puts TransformerLens on top.
 """
 
 import re

@@ -50,7 +50,9 @@ def load_policy(name: str | Path, device: str | torch.device = "cpu") -> Policy:
 
 def _load_pi0(directory: Path, device: str | torch.device, source: str) -> Policy:
     try:
-        from interp.policies.pi0 import PI0Policy  # transformers takes seconds to import; only loading needs it
+        from interp.policies.pi0 import (
+            PI0Policy,
+        )  # transformers takes seconds to import; only loading needs it
     except ImportError as error:
         raise UsageError(
             f"{directory} holds transformers' PI0, which needs transformers 5.23 or newer ({error}): "

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from interp.policies import Observation
 
-WORDS = "pick up the red blue green cube and place it in bowl \n".split(" ")
+WORDS = ["pick", "up", "the", "red", "blue", "green", "cube", "and", "place", "it", "in", "bowl", "\n"]
 CAMERAS, STATE_DIM, ACTION_DIM, HORIZON, STEPS = ("front", "wrist"), 6, 5, 8, 4
 FAMILIES = ("smolvla", "pi0", "pi05", "xvla")
 HEIGHT, WIDTH = 24, 32
@@ -27,7 +27,7 @@ def build(family: str, directory: Path, seed: int = 0, **changes: Any) -> Path:
     """A policy directory of that family. `changes` are settings of its configuration."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module, config, pre, post = _BUILDERS[family](directory.parent / f"parts-of-{directory.name}", changes)
+        module, pre, post = _BUILDERS[family](directory.parent / f"parts-of-{directory.name}", changes)
         _enliven(module)
     for part in (module, pre, post):
         part.save_pretrained(directory)
@@ -36,7 +36,11 @@ def build(family: str, directory: Path, seed: int = 0, **changes: Any) -> Path:
 
 def observations(n: int, seed: int = 0) -> list[Observation]:
     rng = np.random.default_rng(seed)
-    tasks = ["pick up the red cube", "place it in the bowl", "pick up the blue cube and place it in the green bowl"]
+    tasks = [
+        "pick up the red cube",
+        "place it in the bowl",
+        "pick up the blue cube and place it in the green bowl",
+    ]
     return [
         Observation(
             {camera: rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8) for camera in CAMERAS},
@@ -57,7 +61,7 @@ def as_lerobot_sees(observation: Observation) -> dict[str, Any]:
 
 
 def write_demonstrations(root: Path, lengths: tuple[int, ...] = (9, 7, 8)) -> Path:
-    """Episodes recorded by LeRobot itself, with images. Actions follow the state, so that there is something to learn."""
+    """Episodes recorded by LeRobot itself, with images. Actions follow the state: there is something to learn."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     image = {"dtype": "image", "shape": (HEIGHT, WIDTH, 3), "names": ["height", "width", "channels"]}
@@ -84,7 +88,8 @@ def features() -> tuple[dict[str, Any], dict[str, Any]]:
     from lerobot.configs.types import FeatureType, PolicyFeature
 
     images = {
-        f"observation.images.{camera}": PolicyFeature(FeatureType.VISUAL, (3, HEIGHT, WIDTH)) for camera in CAMERAS
+        f"observation.images.{camera}": PolicyFeature(FeatureType.VISUAL, (3, HEIGHT, WIDTH))
+        for camera in CAMERAS
     }
     state = {"observation.state": PolicyFeature(FeatureType.STATE, (STATE_DIM,))}
     return {**images, **state}, {"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))}
@@ -131,9 +136,9 @@ def _smolvla(parts: Path, changes: dict[str, Any]) -> tuple[Any, ...]:
     tokens["end_of_utterance_token"] = "<end>"
     special = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     tokenizer = _tokenizer(special, extra_special_tokens=tokens)
-    SmolVLMProcessor(SmolVLMImageProcessor(), tokenizer, SmolVLMVideoProcessor(), image_seq_len=4).save_pretrained(
-        parts
-    )
+    SmolVLMProcessor(
+        SmolVLMImageProcessor(), tokenizer, SmolVLMVideoProcessor(), image_seq_len=4
+    ).save_pretrained(parts)
     # 3 heads on 1 KV head of 16 dimensions at a width of 60, as the released 15 on 5 of 64 at 960: not width / heads.
     text = {
         "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 60, "intermediate_size": 64,
@@ -157,7 +162,7 @@ def _smolvla(parts: Path, changes: dict[str, Any]) -> tuple[Any, ...]:
         "expert_width_multiplier": 0.5, "device": "cpu", "push_to_hub": False,
     }  # fmt: skip
     config = SmolVLAConfig(**{**settings, **changes})
-    return SmolVLAPolicy(config), config, *make_smolvla_pre_post_processors(config, statistics())
+    return SmolVLAPolicy(config), *make_smolvla_pre_post_processors(config, statistics())
 
 
 def _pi0(parts: Path, changes: dict[str, Any]) -> tuple[Any, ...]:
@@ -192,7 +197,11 @@ def _pi(
         "tokenizer_max_length": tokens, "dtype": "float32", "device": "cpu", "push_to_hub": False,
     }  # fmt: skip
     config = configure(**{**settings, **changes})
-    return policy(config), config, *_with_tokenizer(tokenizer, parts, lambda: processors(config, statistics()))
+    return (
+        policy(config),
+        config,
+        *_with_tokenizer(tokenizer, parts, lambda: processors(config, statistics())),
+    )
 
 
 def _xvla(parts: Path, changes: dict[str, Any]) -> tuple[Any, ...]:
@@ -232,14 +241,14 @@ def _xvla(parts: Path, changes: dict[str, Any]) -> tuple[Any, ...]:
     }  # fmt: skip
     config = XVLAConfig(**{**settings, **changes})
     made = _with_tokenizer(tokenizer, parts, lambda: make_xvla_pre_post_processors(config, statistics()))
-    return XVLAPolicy(config), config, *made
+    return XVLAPolicy(config), *made
 
 
 def _with_tokenizer(tokenizer: Any, parts: Path, make: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
     """Processors whose tokenizer lies in `parts`; LeRobot names one on the hub."""
     tokenizer.save_pretrained(parts)
     step = "lerobot.processor.tokenizer_processor"
-    with mock.patch(f"{step}.AutoTokenizer.from_pretrained", lambda name: tokenizer):
+    with mock.patch(f"{step}.AutoTokenizer.from_pretrained", return_value=tokenizer):
         pre, post = make()
     for each in pre.steps:
         if hasattr(each, "tokenizer_name"):

@@ -60,10 +60,8 @@ class LeRobot:
                 return sum(model.action_space.compute_loss(found, targets).values())
             words = batch["observation.language.tokens"], batch["observation.language.attention_mask"]
             target = policy.prepare_action(batch)
-            if self.kind == "smolvla":
-                seen = policy.prepare_images(batch)
-            else:
-                seen = policy._preprocess_images(batch)
+            prepare = policy.prepare_images if self.kind == "smolvla" else policy._preprocess_images
+            seen = prepare(batch)
             state = () if self.kind == "pi05" else (policy.prepare_state(batch),)
             losses = model.forward(*seen, *words, *state, target, noise=noise, time=time)
         return losses[..., :dims].mean()

@@ -23,7 +23,9 @@ from steering.slices import attach
 CLOSE = {"atol": 2e-5, "rtol": 1e-3}  # float32 sums in another order, over four flow steps
 
 
-def test_chunks_are_lerobots(directories: dict[str, Path], family: str, policy: Policy, seen: list[Observation]) -> None:
+def test_chunks_are_lerobots(
+    directories: dict[str, Path], family: str, policy: Policy, seen: list[Observation]
+) -> None:
     """In the robot's units, through both processors; observations together as one by one."""
     theirs = LeRobot(directories[family])
     noise = policy.noise(len(seen), seed=3)
@@ -111,7 +113,9 @@ def test_slices_get_the_gradients_of_full_finetuning(
     policy = load_policy(directories[family])
     heads = [Head("expert", 0, 1), Head("expert", 1, 0), Head("vlm", 0, 2)]
     batch, noise, time = policy.batch(seen), policy.noise(2, seed=1), torch.tensor([0.3, 0.8])
-    actions = torch.randn(2, policy.spec.horizon, policy.spec.action_dim, generator=torch.Generator().manual_seed(0))
+    actions = torch.randn(
+        2, policy.spec.horizon, policy.spec.action_dim, generator=torch.Generator().manual_seed(0)
+    )
 
     def loss() -> torch.Tensor:
         return policy.loss(batch, actions, noise, time).mean()
@@ -157,9 +161,9 @@ def test_saved_policies_are_the_same_to_lerobot_and_to_us(
         again = load_policy(tmp_path / "out")
         assert torch.equal(again.sample(again.batch(seen[:1]), noise)[0], ours)
     theirs = LeRobot(tmp_path / "out").chunk(seen[0], policy, noise)
-    torch.testing.assert_close(theirs, ours, atol=1e-6, rtol=1e-6) if family == "smolvla" else torch.testing.assert_close(
-        theirs, ours, **CLOSE
-    )
+    torch.testing.assert_close(
+        theirs, ours, atol=1e-6, rtol=1e-6
+    ) if family == "smolvla" else torch.testing.assert_close(theirs, ours, **CLOSE)
     before = LeRobot(directories[family]).chunk(seen[0], policy, noise)
     assert (before - theirs).abs().max() > 1e-3
     saved = load_policy(directories[family])
@@ -176,13 +180,17 @@ def test_fingerprints_follow_weights_and_statistics(
 
 def test_normalisation_is_inverted(policy: Policy) -> None:
     actions = torch.randn(3, 4, policy.spec.action_dim)
-    torch.testing.assert_close(policy.unnormalise_actions(policy.normalise_actions(actions)), actions, **CLOSE)
+    torch.testing.assert_close(
+        policy.unnormalise_actions(policy.normalise_actions(actions)), actions, **CLOSE
+    )
 
 
 def test_losses_are_lerobots(directories: dict[str, Path], family: str, seen: list[Observation]) -> None:
     policy = load_policy(directories[family])
     theirs = LeRobot(directories[family])
-    actions = torch.randn(1, policy.spec.horizon, policy.spec.action_dim, generator=torch.Generator().manual_seed(2))
+    actions = torch.randn(
+        1, policy.spec.horizon, policy.spec.action_dim, generator=torch.Generator().manual_seed(2)
+    )
     noise, time = policy.noise(1, seed=4), torch.tensor([0.4])
     with torch.no_grad():
         ours = policy.loss(policy.batch(seen[:1]), policy.normalise_actions(actions), noise, time).mean()
@@ -196,7 +204,9 @@ def test_views_run_transformer_lens_unchanged(smolvla: Policy, seen: list[Observ
     clean, corrupt = (view.inputs(smolvla.batch([o]), smolvla.noise(1, 0)) for o in seen)
     _, cache = view.run_with_cache(clean)
     target = view(clean)
-    found = patching.get_act_patch_attn_head_out_all_pos(view, corrupt, cache, lambda out: (out - target).square().sum())
+    found = patching.get_act_patch_attn_head_out_all_pos(
+        view, corrupt, cache, lambda out: (out - target).square().sum()
+    )
     assert found.shape == (4, 3)
     assert np.unique(found.detach().numpy()).size == 12
 

@@ -1,13 +1,13 @@
-"""Promises of the whole loop on LeRobot's policies: every method runs, and what is exported, LeRobot serves and loads."""
+"""Promises of the whole loop on LeRobot's policies: every method runs; what is exported, LeRobot serves and loads."""
 
 import copy
 import pickle
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -15,7 +15,6 @@ import pytest
 import torch
 from lerobot.async_inference.configs import PolicyServerConfig
 from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
-from lerobot.async_inference.policy_server import PolicyServer
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 from lerobot.policies.factory import make_policy
@@ -65,11 +64,13 @@ def pair(seen: list[Observation]) -> Pairs:
 
 
 def test_gradients_estimate_what_patching_finds(policy: Policy, seen: list[Observation]) -> None:
-    """The best heads of both are the same, on a network that is far from linear."""
-    exact = patch_heads(policy, pair(seen), towers=("expert",))
-    estimate = atp(policy, pair(seen), towers=("expert",))
+    """To first order, so of observations that differ a little: one of the cameras is a bit brighter."""
+    front = np.minimum(seen[0].images["front"], 250) + 5
+    twin = replace(seen[0], images={**seen[0].images, "front": front.astype(np.uint8)})
+    near = Pairs((seen[0],), (twin,))
+    exact, estimate = (method(policy, near, towers=("expert",)) for method in (patch_heads, atp))
     a, b = (scores.tower("expert").value.ravel() for scores in (exact, estimate))
-    assert np.corrcoef(a, b)[0, 1] > 0.5
+    assert np.corrcoef(a, b)[0, 1] > 0.95
 
 
 def test_integrated_gradients_add_up_to_the_effect(policy: Policy, seen: list[Observation]) -> None:
@@ -79,7 +80,9 @@ def test_integrated_gradients_add_up_to_the_effect(policy: Policy, seen: list[Ob
 
 
 @pytest.mark.parametrize("node", ["q", "k"])
-def test_queries_and_keys_can_be_patched_where_they_are_apart(smolvla: Policy, seen: list[Observation], node: str) -> None:
+def test_queries_and_keys_can_be_patched_where_they_are_apart(
+    smolvla: Policy, seen: list[Observation], node: str
+) -> None:
     assert np.isfinite(atp_qk(smolvla, pair(seen), node).tower("expert").value).any()
 
 
@@ -126,7 +129,9 @@ def error(policy: Policy, demos: Demonstrations) -> float:
     with torch.no_grad():
         batch = policy.batch(list(demos.observations()))
         target = policy.normalise_actions(torch.from_numpy(actions).float())
-        return float(policy.loss(batch, target, policy.noise(n, 1), torch.rand(n, generator=generator)).mean())
+        return float(
+            policy.loss(batch, target, policy.noise(n, 1), torch.rand(n, generator=generator)).mean()
+        )
 
 
 @pytest.mark.parametrize("name", ["aligned", "lora", "full"])
@@ -176,7 +181,9 @@ def test_merged_exports_are_lerobots(job: Path, demos: Demonstrations, tmp_path:
     torch.testing.assert_close(theirs.chunk(observation, policy, noise), ours, atol=1e-6, rtol=1e-6)
 
 
-def test_adapters_load_through_make_policy(job: Path, demos: Demonstrations, dataset: Path, tmp_path: Path) -> None:
+def test_adapters_load_through_make_policy(
+    job: Path, demos: Demonstrations, dataset: Path, tmp_path: Path
+) -> None:
     export_job(job, tmp_path / "adapter", demos, form="peft")
     config = PreTrainedConfig.from_pretrained(str(tmp_path / "adapter"))
     config.pretrained_path = tmp_path / "adapter"
@@ -191,8 +198,13 @@ def test_adapters_load_through_make_policy(job: Path, demos: Demonstrations, dat
 
 
 @pytest.fixture
-def server() -> Iterator[tuple[services_pb2_grpc.AsyncInferenceStub, PolicyServer]]:
+def server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[services_pb2_grpc.AsyncInferenceStub, Any]]:
     """LeRobot's asynchronous policy server, and a robot's connection to it."""
+    monkeypatch.chdir(tmp_path)  # when it is imported, it makes a directory for its log
+    from lerobot.async_inference.policy_server import PolicyServer
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -209,7 +221,7 @@ def server() -> Iterator[tuple[services_pb2_grpc.AsyncInferenceStub, PolicyServe
 
 def test_the_policy_server_serves_what_is_saved(
     family: str, directories: dict[str, Path], seen: list[Observation], tmp_path: Path,
-    server: tuple[services_pb2_grpc.AsyncInferenceStub, PolicyServer],
+    server: tuple[services_pb2_grpc.AsyncInferenceStub, Any],
 ) -> None:  # fmt: skip
     robot, serving = server
     policy = load_policy(directories[family])
@@ -233,8 +245,7 @@ def test_the_policy_server_serves_what_is_saved(
     sent = pickle.dumps(TimedObservation(timestamp=0.0, timestep=0, observation=raw, must_go=True))
     robot.SendObservations(send_bytes_in_chunks(sent, services_pb2.Observation, silent=True))
     noise = policy.noise(1, seed=7)
-    drawing = threading.Lock()
-    with drawing, pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(serving.policy.model, "sample_noise", lambda shape, device: noise.clone())
         answer = pickle.loads(robot.GetActions(services_pb2.Empty()).data)
     with torch.no_grad():

@@ -33,7 +33,9 @@ def test_a_truncated_file(broken: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["smolvla", "pi0", "pi05", "xvla"])
-def test_missing_keys_never_mean_random_weights(directories: dict[str, Path], tmp_path: Path, family: str) -> None:
+def test_missing_keys_never_mean_random_weights(
+    directories: dict[str, Path], tmp_path: Path, family: str
+) -> None:
     path = shutil.copytree(directories[family], tmp_path / family)
     tensors = load_file(path / "model.safetensors")
     gone = next(name for name in tensors if "q_proj" in name)
@@ -61,7 +63,9 @@ def test_processors_that_are_missing(broken: Path) -> None:
     assert refusal(broken).endswith("it has no policy_preprocessor.json")
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("act", "never calls its output projection"), ("diffusion", "U-Net")])
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("act", "never calls its output projection"), ("diffusion", "U-Net")]
+)
 def test_policies_without_reachable_heads(tmp_path: Path, kind: str, reason: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"type": kind}))
     assert reason in refusal(tmp_path)
@@ -73,7 +77,9 @@ def test_an_unknown_type(tmp_path: Path) -> None:
 
 
 def test_an_expert_of_fewer_layers(tmp_path: Path) -> None:
-    assert "expert has 2 layers and its vlm 4" in refusal(build("smolvla", tmp_path / "thin", num_expert_layers=2))
+    assert "expert has 2 layers and its vlm 4" in refusal(
+        build("smolvla", tmp_path / "thin", num_expert_layers=2)
+    )
 
 
 def test_a_camera_that_is_missing(policy: Policy, seen: list[Observation]) -> None:

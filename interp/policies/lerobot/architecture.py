@@ -25,7 +25,7 @@ class Stack:
     """The layers of one tower and how their attention is divided."""
 
     module: nn.Module
-    layers: Sequence[nn.Module]
+    layers: Any
     kv_heads: int
     d_head: int
 
@@ -144,7 +144,23 @@ class Flow:
         return noise, self.module.predict_action_chunk(dict(processed), noise=noise)
 
 
-def between(lower: float, seen: Bool[Tensor, "batch query key"], like: Tensor) -> Float[Tensor, "batch 1 query key"]:
+def block_of(layer: Any) -> Block:
+    """The parts of a layer by the names that transformers gives them; vision's output projection has its own."""
+    attention = layer.self_attn
+    return Block(
+        layer=layer,
+        attention=attention,
+        out=attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj,
+        query=attention.q_proj,
+        key=attention.k_proj,
+        value=attention.v_proj,
+        mlp=getattr(layer, "mlp", None),
+    )
+
+
+def between(
+    lower: float, seen: Bool[Tensor, "batch query key"], like: Tensor
+) -> Float[Tensor, "batch 1 query key"]:
     """An additive attention mask: 0 where seen, `lower` elsewhere. A query that sees nothing stays finite."""
     mask = torch.full(seen.shape, lower, dtype=like.dtype, device=like.device)
     return mask.masked_fill(seen, 0.0)[:, None]

@@ -7,7 +7,6 @@ does not fit: every tensor of the file must be one of the network's and the othe
 import contextlib
 import io
 import logging
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""PI0 and PI0.5 as LeRobot implements them: a SigLIP tower, a Gemma vlm and a Gemma expert that reads its keys and values.
+"""PI0 and PI0.5 in LeRobot: a SigLIP tower, a Gemma vlm, and a Gemma expert that reads the vlm's keys and values.
 
 PI0's expert reads the state as its first token, PI0.5 finds it written out in the prompt. PI0.5 tells its expert the
 flow time by adaptive norms whose gates scale what attention and MLP add to the stream (`hook_attn_out` is before the
@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from interp.errors import UsageError
-from interp.policies.lerobot.architecture import Flow, Layout, Stack, between, kept, positions_of
+from interp.policies.lerobot.architecture import Flow, Layout, Stack, between, block_of, kept, positions_of
 from interp.policies.pi0_cache import cache_over
 from interp.policies.protocol import Batch, Block, Prefix, Readout
 
@@ -62,12 +62,7 @@ class PI(Flow):
         }
 
     def block(self, tower: str, layer: int) -> Block:
-        block = self.towers()[tower].layers[layer]
-        attention = block.self_attn
-        out = attention.out_proj if tower == "vision" else attention.o_proj
-        return Block(
-            block, attention, out, attention.q_proj, attention.k_proj, attention.v_proj, block.mlp
-        )
+        return block_of(self.towers()[tower].layers[layer])
 
     def layout(self, cameras: Sequence[str]) -> Layout:
         vision, size = self._vision.config, self.module.config.image_resolution[0]
@@ -144,7 +139,9 @@ class PI(Flow):
     def readout(self) -> Readout:
         if not self.has_state:
             raise UsageError(
-                "lerobot/pi05: its residual streams are gated and its last norm depends on the flow time, so what a head "
-                "writes into the action directly is not defined here; use patch, ablation or attribute"
+                "lerobot/pi05: its residual streams are gated and its last norm depends on the flow time, so what a "
+                "head writes into the action directly is not defined here; use patch, ablation or attribute"
             )
-        return Readout(_First(self._expert.norm), self.module.model.action_out_proj, scale=-1.0 / self.flow_steps)
+        return Readout(
+            _First(self._expert.norm), self.module.model.action_out_proj, scale=-1.0 / self.flow_steps
+        )

@@ -129,8 +129,8 @@ class LeRobotPolicy:
         if not difference <= limit:
             raise UsageError(
                 f"policy {self.source}: LeRobot's own chunk differs from the one computed here by {difference:.1e} "
-                f"(at most {limit:.0e}): this version of LeRobot computes {self.module.config.type} differently, or the "
-                "weights are broken"
+                f"(at most {limit:.0e}): this version of LeRobot computes {self.module.config.type} differently, or "
+                "the weights are broken"
             )
 
     def save(self, directory: str | Path) -> None:
@@ -176,11 +176,12 @@ class LeRobotPolicy:
                 f"the observation has {', '.join(observation.images) or 'none'}"
             )
         if len(observation.state) != spec.state_dim:
-            raise UsageError(
-                f"state has {len(observation.state)} numbers: the policy needs {spec.state_dim}"
-            )
+            raise UsageError(f"state has {len(observation.state)} numbers: the policy needs {spec.state_dim}")
         raw: dict[str, Any] = {
-            key: rearrange(torch.tensor(observation.images[camera]), "height width c -> c height width").float() / 255
+            key: rearrange(
+                torch.tensor(observation.images[camera]), "height width c -> c height width"
+            ).float()
+            / 255
             for camera, key in self._keys.items()
         }
         raw[STATE] = torch.tensor(np.asarray(observation.state), dtype=torch.float32)

@@ -21,7 +21,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, eager_attention_forward
 
 from interp.errors import UsageError
-from interp.policies.lerobot.architecture import Flow, Layout, Stack, between, kept, positions_of, through
+from interp.policies.lerobot.architecture import (
+    Flow,
+    Layout,
+    Stack,
+    between,
+    block_of,
+    kept,
+    positions_of,
+    through,
+)
 from interp.policies.pi0_cache import cache_over
 from interp.policies.protocol import Batch, Block, Prefix, Readout
 
@@ -29,7 +38,7 @@ from interp.policies.protocol import Batch, Block, Prefix, Readout
 class SelfAttention(LlamaAttention):
     """Over the prefix and what came before it in this pass."""
 
-    def forward(  # type: ignore[override]  # what LeRobot computes takes positions, not their embeddings
+    def forward(
         self,
         hidden_states: Tensor,
         position_ids: Tensor,
@@ -48,7 +57,7 @@ class SelfAttention(LlamaAttention):
 class CrossAttention(LlamaAttention):
     """Over the prefix alone. The mask's first columns are the prefix; positions count from the first action."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Tensor,
         position_ids: Tensor,
@@ -61,7 +70,10 @@ class CrossAttention(LlamaAttention):
         q = _rotated(_heads(self.q_proj(hidden), self.head_dim), position_ids - start)
         read = past_key_values.layers[self.layer_idx]
         k, v = (
-            _heads(projection(rearrange(part, "b head pos d -> b pos (head d)").to(projection.weight.dtype)), self.head_dim)
+            _heads(
+                projection(rearrange(part, "b head pos d -> b pos (head d)").to(projection.weight.dtype)),
+                self.head_dim,
+            )
             for projection, part in ((self.k_proj, read.keys), (self.v_proj, read.values))
         )
         return _attended(self, q, k, v, attention_mask[..., : k.shape[-2]]), None
@@ -94,7 +106,9 @@ class SmolVLA(Flow):
                 "experts that read the vlm layer by layer are supported (num_expert_layers -1)"
             )
         if config.adapt_to_pi_aloha:
-            raise UsageError("this SmolVLA converts Aloha's joints (adapt_to_pi_aloha), which is not supported")
+            raise UsageError(
+                "this SmolVLA converts Aloha's joints (adapt_to_pi_aloha), which is not supported"
+            )
         self.horizon, self.flow_steps = config.chunk_size, config.num_steps
         self.max_action_dim, self.max_tokens = config.max_action_dim, config.tokenizer_max_length
         self.prompt_start = 0
@@ -119,24 +133,26 @@ class SmolVLA(Flow):
         }
 
     def block(self, tower: str, layer: int) -> Block:
-        block = self.towers()[tower].layers[layer]
-        attention = block.self_attn
-        out = attention.out_proj if tower == "vision" else attention.o_proj
-        return Block(
-            block, attention, out, attention.q_proj, attention.k_proj, attention.v_proj, block.mlp
-        )
+        return block_of(self.towers()[tower].layers[layer])
 
     def layout(self, cameras: Sequence[str]) -> Layout:
         config, vision = self.module.config, self._vision.config
         size = config.resize_imgs_with_padding
         if size is None or size[0] != size[1]:
-            raise UsageError(f"resize_imgs_with_padding is {size}: images must be made square for this SmolVLA")
+            raise UsageError(
+                f"resize_imgs_with_padding is {size}: images must be made square for this SmolVLA"
+            )
         side = size[0] // vision.patch_size
         grid = (side // self._scale, side // self._scale)
         before, after = (2, 1) if config.add_image_special_tokens else (0, 0)
         images = [[("-", before), (f"image/{camera}", grid[0] * grid[1]), ("-", after)] for camera in cameras]
         return Layout.of(
-            [*sum(images, []), ("language", self.max_tokens), ("state", 1), ("action", self.horizon)],
+            [
+                *(part for image in images for part in image),
+                ("language", self.max_tokens),
+                ("state", 1),
+                ("action", self.horizon),
+            ],
             grid,
             suffix="action",
             image_size=size[0],

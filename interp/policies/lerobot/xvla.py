@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interp.errors import UsageError
-from interp.policies.lerobot.architecture import Layout, Stack
+from interp.policies.lerobot.architecture import Layout, Stack, block_of
 from interp.policies.protocol import Batch, Block, Prefix, Readout
 
 
@@ -50,8 +50,7 @@ class XVLA:
         block = self.towers()[tower].layers[layer]
         if tower == "expert":  # queries, keys and values are one projection: they have no hooks of their own
             return Block(block, block.attn, block.attn.proj, mlp=block.mlp)
-        attention = block.self_attn
-        return Block(block, attention, attention.out_proj, attention.q_proj, attention.k_proj, attention.v_proj)
+        return block_of(block)
 
     def query(self, tower: str, layer: int) -> nn.Linear | None:
         if tower == "expert":
@@ -62,7 +61,9 @@ class XVLA:
         config = self.module.config
         size = config.resize_imgs_with_padding or next(iter(config.image_features.values())).shape[-2:]
         if size[0] != size[1]:
-            raise UsageError(f"this X-VLA sees images of {tuple(size)}: set resize_imgs_with_padding to a square")
+            raise UsageError(
+                f"this X-VLA sees images of {tuple(size)}: set resize_imgs_with_padding to a square"
+            )
         tokens = self._tokens_of_an_image(size[0])
         views = max(config.num_image_views or 0, len(cameras))
         # In the expert's own sequence the actions come first, then what the vlm made of its tokens, then the rest.
@@ -167,7 +168,9 @@ def _weights(space: Any) -> tuple[Tensor, list[int]]:
     """By which factors LeRobot's loss of this action space weighs every dimension, so that their mean is its sum; and
     the dimensions that are logits of a gripper."""
     kind, dim = space.name, space.dim_action
-    real = {"auto": getattr(space, "real_dim", dim), "franka_joint7": getattr(space, "REAL_DIM", dim)}.get(kind, dim)
+    real = {"auto": getattr(space, "real_dim", dim), "franka_joint7": getattr(space, "REAL_DIM", dim)}.get(
+        kind, dim
+    )
     gripper = list(space.gripper_idx)
     groups: list[tuple[Sequence[int], float]]
     if kind in ("ee6d", "agibot_ee6d"):
