@@ -31,7 +31,8 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT)]
+# Python looks first where a script lies, and there this one is called as LeRobot is.
+sys.path[0] = str(ROOT)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

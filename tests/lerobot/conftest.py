@@ -49,6 +49,13 @@ else:
         return observations(2)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if find_spec("lerobot") is None:
+        terminalreporter.write_line(
+            "tests/lerobot left out: LeRobot is not installed in this environment; `make test-lerobot` runs them"
+        )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/lerobot" in item.path.as_posix():
