@@ -199,7 +199,6 @@ def _pi(
     config = configure(**{**settings, **changes})
     return (
         policy(config),
-        config,
         *_with_tokenizer(tokenizer, parts, lambda: processors(config, statistics())),
     )
 

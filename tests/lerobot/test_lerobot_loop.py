@@ -27,6 +27,9 @@ from interp.attribution import atp, atp_qk, direct, integrated
 from interp.capture import capture
 from interp.demos import Demonstrations
 from interp.errors import UsageError
+from interp.factors.edits import edited_pairs
+from interp.factors.effects import measure
+from interp.factors.pairs import prompt_lengths
 from interp.heads import Head
 from interp.knn import KnnSettings, rank
 from interp.mass import attention_mass
@@ -120,6 +123,18 @@ def job(tmp_path_factory: pytest.TempPathFactory, directories: dict[str, Path], 
     policy = load_policy(directories["smolvla"])
     finetune(policy, Demonstrations.open(dataset), SMALL, where, heads=HEADS, progress=False)
     return where
+
+
+@pytest.mark.parametrize("factor", ["visual", "linguistic", "physical"])
+def test_factors_are_measured_on_recorded_frames(policy: Policy, demos: Demonstrations, factor: str) -> None:
+    """Edits of pixels, words and state; of words, those that are as long in this policy's tokens."""
+    pairs = edited_pairs(policy, demos, factor, n=3)
+    if factor == "linguistic":
+        lengths = [prompt_lengths(policy, [twin.clean, twin.corrupt]) for twin in pairs.twins]
+        assert all(clean == corrupt for clean, corrupt in lengths)
+    found = measure(policy, pairs, method="atp", towers=("vlm", "expert"))
+    assert np.isfinite(found.indirect).all()
+    assert np.abs(found.indirect).max() > 0
 
 
 def error(policy: Policy, demos: Demonstrations) -> float:

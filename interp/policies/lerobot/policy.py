@@ -8,6 +8,7 @@ given noise; when a policy is loaded, its chunk on one observation is compared w
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,18 @@ class LeRobotPolicy:
         found = self.preprocessor({**raw, "task": observation.instruction})
         if found[TOKENS].shape[1] >= self._tokenizer_step.max_length:
             self._check_not_cut(observation.instruction, found[TOKENS])
+        self._warn_of_unknown(observation.instruction, found)
         return {name: value for name, value in found.items() if isinstance(value, Tensor) or name == "task"}
+
+    def _warn_of_unknown(self, instruction: str, found: Mapping[str, Any]) -> None:
+        tokenizer = self._tokenizer_step.input_tokenizer
+        # Some tokenizers can say everything, and use the name for something else.
+        others = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+        unknown_word = tokenizer.unk_token_id
+        if unknown_word is not None and unknown_word not in others and (found[TOKENS] == unknown_word).any():
+            warnings.warn(
+                f"instruction {instruction!r} has words that the policy does not know", stacklevel=4
+            )
 
     def _check_not_cut(self, instruction: str, tokens: Tensor) -> None:
         """LeRobot's tokenizer cuts long instructions without a word."""
