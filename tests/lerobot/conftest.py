@@ -1,11 +1,12 @@
 """Tests of LeRobot's policies. They need LeRobot, which has an environment of its own: `make test-lerobot`."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-if find_spec("lerobot") is None:
+from interp.policies.lerobot import installed
+
+if not installed():
     collect_ignore_glob = ["test_*.py"]
 else:
     from lerobot_kit import FAMILIES, build, observations, write_demonstrations
@@ -50,7 +51,7 @@ else:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if find_spec("lerobot") is None:
+    if not installed():
         terminalreporter.write_line(
             "tests/lerobot left out: LeRobot is not installed in this environment; `make test-lerobot` runs them"
         )

@@ -35,7 +35,7 @@ def load(directory: Path, kind: str, device: "str | torch.device", source: str) 
     if kind not in families:
         known = ", ".join(sorted(families))
         raise UsageError(f"{directory} holds LeRobot's {kind}: known of LeRobot are {known}")
-    if find_spec("lerobot") is None:
+    if not installed():
         raise UsageError(
             f"{directory} is a LeRobot policy ({kind}), and LeRobot is not installed here: "
             "use the environment of `make setup-lerobot`, or pip install 'robosteer[lerobot]'"
@@ -45,6 +45,12 @@ def load(directory: Path, kind: str, device: "str | torch.device", source: str) 
 
     module, pre, post = read(directory, device)
     return LeRobotPolicy(families[kind](module), pre, post, source)
+
+
+def installed() -> bool:
+    """Whether LeRobot itself is there: to Python, any folder of that name is a package, but one without an origin."""
+    found = find_spec("lerobot")
+    return found is not None and found.origin is not None
 
 
 def _architectures() -> dict[str, Callable[[Any], Any]]:
