@@ -62,13 +62,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    found: dict[str, Any] = {"frames": a.frames, "threads": a.threads, "seconds": {}}
+    found: dict[str, Any] = {"frames": a.frames, "threads": a.threads, "seconds": {}, "processor seconds": {}}
 
     def timed(name: str, run: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         result = run()
         found["seconds"][name] = round(time.perf_counter() - start, 2)
-        print(f"{name:22} {found['seconds'][name]:9.1f} s   peak {peak_gb():5.1f} GB", flush=True)
+        found["processor seconds"][name] = round(time.process_time() - busy, 2)
+        print(
+            f"{name:22} {found['seconds'][name]:9.1f} s   {found['processor seconds'][name]:9.1f} s of processors"
+            f"   peak {peak_gb():5.1f} GB",
+            flush=True,
+        )
         return result
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -90,7 +95,8 @@ def main() -> None:
             worst = max(
                 float((chunks[edits.index(edit)][0] - answer).abs().max()) for edit, answer in answers
             )
-            ratio = seconds * len(edits) / found["seconds"]["sweep, one frame"]
+            # By processor time, which does not ask what else the machine does.
+            ratio = seconds * len(edits) / found["processor seconds"]["sweep, one frame"]
             found[name] = {"seconds a head": round(seconds, 3), "ratio": round(ratio, 2), "difference": worst}
             print(
                 f"  {name}: {seconds:.2f} s a head; the sweep is {ratio:.1f} x as fast, difference {worst:.1e}"
@@ -215,7 +221,7 @@ class _Call(nn.Module):
 def nnsight_loops(
     policy: Policy, demos: Demonstrations, noise: Tensor, edits: list[Edit]
 ) -> dict[str, tuple[float, list[tuple[Edit, Tensor]]]]:
-    """Seconds a head and (edit, chunk) of the two loops."""
+    """Processor seconds a head and (edit, chunk) of the two loops."""
     lerobot: Any = policy.module
     model, dims, steps = lerobot.model, policy.spec.action_dim, policy.spec.flow_steps
     processed = policy._processed(demos.observation(0))  # type: ignore[attr-defined]
@@ -269,9 +275,9 @@ def _loop(
         return chunk[0, :, :dims]
 
     answer(edits[0].heads[0])  # compiles its trace
-    start = time.perf_counter()
+    start = time.process_time()
     answers = [(edit, answer(edit.heads[0])) for edit in edits]
-    return (time.perf_counter() - start) / len(edits), answers
+    return (time.process_time() - start) / len(edits), answers
 
 
 if __name__ == "__main__":
