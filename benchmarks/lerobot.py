@@ -2,7 +2,7 @@
 
     make setup-lerobot
     taskset -c 0,1 .venv-lerobot/bin/python benchmarks/lerobot.py             about twenty minutes on two cores
-    .venv-lerobot/bin/python benchmarks/lerobot.py --frames 2 --heads 4       a glance
+    .venv-lerobot/bin/python benchmarks/lerobot.py --tiny                     does it run? a network of 0.2 M, no record
 
 Weights are random, the architecture is that of lerobot/smolvla_base (SmolVLM2-500M: 16 of its 32 layers, 15 heads on 5
 KV heads, an expert of 720), float32, two cameras of 480 x 640 at 512 x 512. Measured, with the peak memory so far:
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=6, help="heads that the nnsight loops are timed on")
     parser.add_argument("--steps", type=int, default=20, help="steps of finetuning")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tiny", action="store_true", help="a tiny network, to see that all of this runs")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     found: dict[str, Any] = {"frames": a.frames, "threads": a.threads, "seconds": {}, "processor seconds": {}}
@@ -78,7 +79,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        directory = timed("build", lambda: released_size(work))
+        directory = timed("build", lambda: random_smolvla(work, a.tiny))
         policy = timed("load and check", lambda: load_policy(directory))
         found["parameters"] = sum(p.numel() for p in policy.module.parameters())
         demos = Demonstrations.open(write_frames(work / "demos", a.frames))
@@ -108,7 +109,8 @@ def main() -> None:
             f"{a.steps} steps of aligned", lambda: finetune(policy, demos, recipe, work / "job", heads=best)
         )
     found["peak_gb"] = round(peak_gb(), 2)
-    OUT.write_text(json.dumps(found, indent=1) + "\n")
+    if not a.tiny:
+        OUT.write_text(json.dumps(found, indent=1) + "\n")
     slowest = min(found[name]["ratio"] for name in loops)
     print(f"peak {found['peak_gb']} GB (limit {LIMIT_GB}); slowest ratio {slowest} (limit {LIMIT_SPEED})")
 
@@ -117,8 +119,8 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def released_size(work: Path) -> Path:
-    """A directory with a random SmolVLA as large as lerobot/smolvla_base, saved as LeRobot saves it."""
+def random_smolvla(work: Path, tiny: bool) -> Path:
+    """A directory with a random SmolVLA as large as lerobot/smolvla_base, or tiny, saved as LeRobot saves it."""
     from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
@@ -154,6 +156,16 @@ def released_size(work: Path) -> Path:
         "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
         "image_size": 512, "patch_size": 16,
     }  # fmt: skip
+    if tiny:
+        text |= {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 6}
+        text |= {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16}
+        vision |= {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
+        vision |= {"image_size": 64}
     vlm = SmolVLMConfig(
         text_config=text, vision_config=vision, scale_factor=4, image_token_id=4, pad_token_id=0
     )
@@ -164,8 +176,9 @@ def released_size(work: Path) -> Path:
         for camera in CAMERAS
     }
     inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (STATE_DIM,))
+    small: dict[str, Any] = {"num_vlm_layers": 4, "resize_imgs_with_padding": (64, 64)} if tiny else {}
     config = SmolVLAConfig(
-        vlm_model_name=str(parts), input_features=inputs,
+        vlm_model_name=str(parts), input_features=inputs, **small,
         output_features={"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))}, device="cpu", push_to_hub=False,
     )  # fmt: skip
     torch.manual_seed(0)
