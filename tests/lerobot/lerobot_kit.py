@@ -119,10 +119,12 @@ def _enliven(module: torch.nn.Module) -> None:
 
 def _tokenizer(special: dict[str, str], **extra: Any) -> PreTrainedTokenizerFast:
     words = [*special.values(), *extra.get("extra_special_tokens", {}).values(), *WORDS]
-    words += [str(n) for n in range(-1, 257)] + ["Task:", "Action:", ";", ","]
+    words += [*map(str, range(257)), "Task", "State", "Action", *":;,-"]
     vocabulary = {word: at for at, word in enumerate(dict.fromkeys(words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **extra)
 
 
@@ -178,7 +180,7 @@ def _pi05(parts: Path, changes: dict[str, Any]) -> tuple[Any, ...]:
     from lerobot.policies.pi05.modeling_pi05 import PI05Policy
     from lerobot.policies.pi05.processor_pi05 import make_pi05_pre_post_processors
 
-    return _pi(PI05Policy, PI05Config, make_pi05_pre_post_processors, parts, changes, tokens=28)
+    return _pi(PI05Policy, PI05Config, make_pi05_pre_post_processors, parts, changes, tokens=36)
 
 
 def _pi(
