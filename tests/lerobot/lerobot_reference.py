@@ -1,5 +1,6 @@
 """LeRobot's own answers, for comparison: a policy loaded by LeRobot alone, and edits of it by hooks and by nnsight."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ class LeRobot:
     def chunk(self, observation: Observation, ours: Policy, noise: Tensor) -> Tensor:
         """In the robot's units. `noise` as our policy takes it, of one row."""
         return self.post(self.normalised(self.pre(as_lerobot_sees(observation)), noise))[0]
+
+    def running(self, network: Any) -> "LeRobot":
+        """The same processors around another network of LeRobot's."""
+        other = copy.copy(self)
+        other.policy = network
+        return other
 
     def normalised(self, processed: dict[str, Any], noise: Tensor) -> Tensor:
         if self.kind != "xvla":

@@ -68,12 +68,12 @@ def pair(seen: list[Observation]) -> Pairs:
 
 def test_gradients_estimate_what_patching_finds(policy: Policy, seen: list[Observation]) -> None:
     """To first order, so of observations that differ a little: one of the cameras is a bit brighter."""
-    front = np.minimum(seen[0].images["front"], 250) + 5
+    front = np.minimum(seen[0].images["front"], 254) + 1
     twin = replace(seen[0], images={**seen[0].images, "front": front.astype(np.uint8)})
     near = Pairs((seen[0],), (twin,))
     exact, estimate = (method(policy, near, towers=("expert",)) for method in (patch_heads, atp))
     a, b = (scores.tower("expert").value.ravel() for scores in (exact, estimate))
-    assert np.corrcoef(a, b)[0, 1] > 0.95
+    assert np.corrcoef(a, b)[0, 1] > 0.9
 
 
 def test_integrated_gradients_add_up_to_the_effect(policy: Policy, seen: list[Observation]) -> None:
@@ -193,7 +193,12 @@ def test_merged_exports_are_lerobots(job: Path, demos: Demonstrations, tmp_path:
     observation, noise = demos.observation(3), policy.noise(1, 0)
     with torch.no_grad():
         ours = policy.sample(policy.batch([observation]), noise)[0]
-    torch.testing.assert_close(theirs.chunk(observation, policy, noise), ours, atol=1e-6, rtol=1e-6)
+    found = theirs.chunk(observation, policy, noise)
+    torch.testing.assert_close(found, ours, atol=1e-5, rtol=1e-5)  # rounding between LeRobot's code and ours
+    tuned = load_policy(job / "policy").module
+    torch.testing.assert_close(
+        found, theirs.running(tuned).chunk(observation, policy, noise), atol=1e-6, rtol=0
+    )
 
 
 def test_adapters_load_through_make_policy(
