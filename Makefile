@@ -5,7 +5,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test lint clean setup-libero test-libero
+# LeRobot asks for an older torch and transformers than the core: an environment of its own.
+VENV_LEROBOT  ?= .venv-lerobot
+LEROBOT_STAMP := $(VENV_LEROBOT)/.installed
+
+.PHONY: setup setup-lerobot setup-libero demo test test-lerobot test-libero lint clean
 
 setup: $(STAMP)
 
@@ -19,11 +23,23 @@ $(STAMP): pyproject.toml Makefile
 	bash tools/system-libraries.sh
 	@touch $@
 
+setup-lerobot: $(LEROBOT_STAMP)
+
+$(LEROBOT_STAMP): pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV_LEROBOT)
+	$(VENV_LEROBOT)/bin/python -c 'import torchvision' 2>/dev/null || $(VENV_LEROBOT)/bin/pip install --quiet torch==2.9.1 torchvision==0.24.1
+	$(VENV_LEROBOT)/bin/pip install --quiet --editable '.[lerobot]' lerobot==0.4.4 transformers==4.57.6 transformer-lens==3.2.1 nnsight==0.8.1 peft==0.21.2 'pytest>=8'
+	$(VENV_LEROBOT)/bin/pip check
+	@touch $@
+
 demo: setup
 	$(BIN)/robosteer demo
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-lerobot: setup-lerobot
+	$(VENV_LEROBOT)/bin/python -m pytest tests/lerobot
 
 lint: setup
 	$(BIN)/ruff check .
@@ -31,19 +47,19 @@ lint: setup
 	$(BIN)/mypy
 
 # LIBERO needs MuJoCo below 4, so it has an environment of its own.
-LIBERO := .venv-libero
+VENV_LIBERO ?= .venv-libero
 
-setup-libero: $(LIBERO)/.installed
+setup-libero: $(VENV_LIBERO)/.installed
 
-$(LIBERO)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(LIBERO)
-	$(LIBERO)/bin/python -c 'import torch' 2>/dev/null || $(LIBERO)/bin/pip install --quiet torch==2.13.0
-	$(LIBERO)/bin/pip install --quiet --editable '.[libero]' 'pytest>=8'
+$(VENV_LIBERO)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV_LIBERO)
+	$(VENV_LIBERO)/bin/python -c 'import torch' 2>/dev/null || $(VENV_LIBERO)/bin/pip install --quiet torch==2.13.0
+	$(VENV_LIBERO)/bin/pip install --quiet --editable '.[libero]' 'pytest>=8'
 	bash tools/system-libraries.sh
 	@touch $@
 
 test-libero: setup-libero
-	$(LIBERO)/bin/python -m pytest tests/testbed/test_libero.py tests/steering/test_environments.py
+	$(VENV_LIBERO)/bin/python -m pytest tests/testbed/test_libero.py tests/steering/test_environments.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV_LEROBOT) $(VENV_LIBERO) runs

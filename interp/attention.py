@@ -9,6 +9,7 @@ Works for every module that looks its attention function up by `config._attn_imp
 do.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ _watched: WeakKeyDictionary[nn.Module, tuple[Watch, ...]] = WeakKeyDictionary()
 
 
 def has_pattern(attention: nn.Module) -> bool:
-    """Whether `watched` can show this module's pattern."""
+    """Whether `watched` can show this module's pattern: it must look its attention function up, not bring its own."""
+    if "ALL_ATTENTION_FUNCTIONS" not in vars(sys.modules[type(attention).__module__]):
+        return False
     return getattr(getattr(attention, "config", None), "_attn_implementation", None) in _SUPPORTED
 
 

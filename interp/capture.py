@@ -4,8 +4,9 @@ z [frame, layer, head, d_head], one array a tower and token:
 
 expert  first_action  the first action token, in one extra pass at flow time 0 with the fully denoised actions:
                       the published feature (arXiv 2511.22697)
-        state         the proprioceptive token in the same pass
+        state         the proprioceptive token in the same pass, where the expert has one
 vlm     last_prefix   the last token of the instruction (the last that is not padding)
+        state         the proprioceptive token, where it is part of the prefix (SmolVLA)
 vision  mean          mean over the patches of all cameras: the tower has no summary token
 
 Noise is seeded by (seed, episode, frame), so a frame's numbers do not depend on which others are captured. Frames go
@@ -35,6 +36,7 @@ from interp.errors import UsageError, unknown
 from interp.heads import Head
 from interp.noise import frame_noise as frame_noise
 from interp.policies.protocol import Batch, Observation, Policy
+from interp.policies.spec import PolicySpec
 from interp.runs import Run, Signals, read_json, write_atomic, write_json
 from interp.sites import Tap, site_name, tapped
 
@@ -47,7 +49,8 @@ Key = tuple[str, str]
 class _Places:
     """Where tokens stand in their tower's positions."""
 
-    state: int
+    state: int | None
+    """In the tower that has it."""
     action: int
     last_prefix: Int[Tensor, " frame"]
 
@@ -57,11 +60,20 @@ _READERS: Mapping[str, Mapping[str, Callable[[Tensor, _Places], Tensor]]] = {
         "first_action": lambda z, at: z[:, at.action],
         "state": lambda z, at: z[:, at.state],
     },
-    "vlm": {"last_prefix": lambda z, at: z[torch.arange(len(z), device=z.device), at.last_prefix]},
+    "vlm": {
+        "last_prefix": lambda z, at: z[torch.arange(len(z), device=z.device), at.last_prefix],
+        "state": lambda z, at: z[:, at.state],
+    },
     "vision": {"mean": lambda z, at: reduce(z, "frame camera pos head d_head -> frame head d_head", "mean")},
 }
 """From z of one layer to [frame, head, d_head]. A new token is a new line here: runs that exist then add it."""
 TOKENS: Mapping[str, tuple[str, ...]] = {tower: tuple(readers) for tower, readers in _READERS.items()}
+
+
+def tokens_of(spec: PolicySpec, tower: str) -> tuple[str, ...]:
+    """The tokens at which this policy's tower is captured: not every tower has a state token."""
+    return tuple(token for token in TOKENS[tower] if token != "state" or spec.has_positions(tower, "state"))
+
 
 BLOCK = 32
 """Frames that go through the network together, and the chunk length of the arrays on disk."""
@@ -104,7 +116,7 @@ def capture(
             f"run {run.path} was captured with seed {run.info['seeds'].get('capture')}, not {seed}: "
             "choose another name for the run"
         )
-    keys = [(tower, token) for tower in wanted for token in TOKENS[tower]]
+    keys = [(tower, token) for tower in wanted for token in tokens_of(policy.spec, tower)]
     missing = [(tower, token) for tower, token in keys if token not in run.tokens(tower)]
     if missing:
         _Pass.begin(run, len(demos), missing).finish(policy, demos, seed, thumbnails, progress)
@@ -215,10 +227,12 @@ def capture_block(
 
 
 def _places(policy: Policy, batch: Batch) -> _Places:
-    mask = batch["attention_mask"]
+    spec, mask = policy.spec, batch["attention_mask"].clone()
+    mask[:, spec.span("language").stop :] = 0  # in some families the state stands behind the instruction
+    owner = next((tower for tower in ("expert", "vlm") if spec.has_positions(tower, "state")), None)
     return _Places(
-        state=policy.spec.positions("expert", "state").start,
-        action=policy.spec.positions("expert", "action").start,
+        state=spec.positions(owner, "state").start if owner else None,
+        action=spec.positions("expert", "action").start,
         last_prefix=(mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1),
     )
 

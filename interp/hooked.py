@@ -26,13 +26,18 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens import ActivationCache
 from transformer_lens.hook_points import HookPoint
 
 from interp.errors import UsageError, unknown
 from interp.policies.protocol import Batch, Observation, Policy, Prefix
 from interp.sites import StepCounter, layer_of, sites, tapped
 from interp.view import TowerView
+
+try:
+    from transformer_lens import HookedRootModule
+except ImportError:  # TransformerLens 3, which goes with LeRobot 0.4's transformers
+    from transformer_lens.hook_points import HookedRootModule  # type: ignore[no-redef]
 
 Names = str | Sequence[str] | Callable[[str], bool]
 HookFunction = Callable[..., Tensor | None]

@@ -60,7 +60,7 @@ def attention_mass(
     query = query or ("action" if tower == "expert" else "language")
     queries = spec.positions(tower, query)
     batch = policy.batch(observations)
-    keys = spec.span("action" if tower == "expert" else "language").stop
+    keys = spec.length if tower == "expert" else spec.prefix_length
     parts = parts_of(policy, observations, batch, keys)
     words = parts.get("language/padding")
     # Padded queries are computed too, but nobody reads them.
@@ -74,6 +74,9 @@ def attention_mass(
         def see(pattern: Tensor, step: int | None) -> None:
             attended = einsum(pattern[:, :, queries].float(), real, "frame head q k, frame q -> frame head k")
             mean = attended / real.sum(dim=1)[:, None, None]
+            mean = torch.nn.functional.pad(
+                mean, (0, keys - mean.shape[-1])
+            )  # cross-attention sees the prefix alone
             share = einsum(mean, members, "frame head k, part frame k -> part frame head")
             sums.setdefault(layer, []).append(share)
 

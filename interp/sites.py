@@ -8,9 +8,9 @@
     attn.hook_z                               [batch, pos, head, d_head]    before the output projection
     hook_attn_out, hook_mlp_out               [batch, pos, d_model]         what is added to the stream
 
-The vision tower has an axis `camera` after batch. Keys of the expert's pattern are all tokens, prefix and
-suffix; see `PolicySpec.spans`. `tapped` is the one primitive: capture uses it directly, HookedVLA puts
-TransformerLens on top.
+The vision tower has an axis `camera` after batch. Keys of the expert's pattern are all tokens, prefix and suffix, or in
+a cross-attention layer the prefix alone; see `PolicySpec.spans`. `tapped` is the one primitive: capture uses it
+directly, HookedVLA puts TransformerLens on top.
 """
 
 import re
@@ -134,7 +134,9 @@ def tapped(policy: Policy, taps: Mapping[str, Tap]) -> Iterator["StepCounter"]:
         return
     with ExitStack() as stack:
         # First, so that the expert's own taps see the step that they are in.
-        handle = policy.tower_module("expert").register_forward_pre_hook(counter, prepend=True)
+        # The first layer, because not every family calls the module around its layers.
+        first = policy.block("expert", 0).layer
+        handle = first.register_forward_pre_hook(counter, prepend=True)
         stack.callback(handle.remove)
         watches: dict[nn.Module, dict[str, Callable[[Tensor], Tensor]]] = {}
         for name, tap in taps.items():

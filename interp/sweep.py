@@ -84,19 +84,11 @@ def check_edits(policy: Policy, edits: Sequence[Edit]) -> None:
             if not tower.exists(head.layer, head.index):
                 spec.check(head)  # says which rule it breaks
             place_of(policy, edit, head.tower)  # raises if the tower has no such span
-            last = _positions(policy, head.tower) - 1
+            last = spec.n_positions(head.tower) - 1
             if edit.position is not None and not 0 <= edit.position <= last:
                 raise UsageError(f"position {edit.position}: tower {head.tower} has positions 0-{last}")
         if edit.step is not None and not 0 <= edit.step < spec.flow_steps:
             raise UsageError(f"step {edit.step}: the policy has flow steps 0-{spec.flow_steps - 1}")
-
-
-def _positions(policy: Policy, tower: str) -> int:
-    spec = policy.spec
-    if tower == "vision":
-        return len(spec.span(f"image/{spec.cameras[0]}"))
-    prefix = spec.span("language").stop
-    return prefix if tower == "vlm" else spec.span("action").stop - prefix
 
 
 @dataclass(frozen=True)
@@ -317,10 +309,9 @@ class Stage:
 
     def _row_bytes(self, draws: int) -> int:
         """About what one row takes: its keys and values twice, and what is alive at once of the expert."""
-        spec, keys, values = self.policy.spec, self.prefix.keys, self.prefix.values
-        tokens, suffix = spec.span("language").stop, _positions(self.policy, "expert")
-        attended = spec.tower("expert").heads * suffix * (tokens + suffix) * keys[0].element_size()
-        kept = sum(k[0].nbytes + v[0].nbytes for k, v in zip(keys, values, strict=True))
+        spec, suffix = self.policy.spec, self.policy.spec.n_positions("expert")
+        kept = sum(tensor[0].nbytes for tensor in self.prefix.tensors)
+        attended = spec.tower("expert").heads * suffix * spec.length * self.prefix.tensors[0].element_size()
         return draws * (2 * kept + attended + 4 * self._widest_bytes("expert"))
 
     def _widest_bytes(self, tower: str) -> int:
@@ -328,7 +319,7 @@ class Stage:
         layer = self.policy.block(tower, 0).layer
         width = max(module.out_features for module in layer.modules() if isinstance(module, nn.Linear))
         cameras = len(self.policy.spec.cameras) if tower == "vision" else 1
-        return width * cameras * _positions(self.policy, tower) * self.batch["state"].element_size()
+        return width * cameras * self.policy.spec.n_positions(tower) * self.batch["state"].element_size()
 
     def _edited_prefix(self, edits: Sequence[Edit], values: Values | None) -> Prefix:
         """Rows (batch edit). Edits of one layer run stacked, from that layer on."""
@@ -396,16 +387,12 @@ class Stage:
 def _side_by_side(parts: Sequence[tuple[int, Prefix]]) -> Prefix:
     """Prefixes of (batch n) rows each as one of (batch edit)."""
 
-    def join(tensors: Sequence[Tensor]) -> Tensor:
+    def join(*tensors: Tensor) -> Tensor:
         split = [t.unflatten(0, (-1, n)) for t, (n, _) in zip(tensors, parts, strict=True)]
         return torch.cat(split, dim=1).flatten(0, 1)
 
-    prefixes = [prefix for _, prefix in parts]
-    return Prefix(
-        tuple(map(join, zip(*(prefix.keys for prefix in prefixes), strict=True))),
-        tuple(map(join, zip(*(prefix.values for prefix in prefixes), strict=True))),
-        join([prefix.mask for prefix in prefixes]),
-    )
+    first, *others = (prefix for _, prefix in parts)
+    return first.map(join, *others)
 
 
 def place_of(policy: Policy, edit: Edit, tower: str) -> tuple[slice, ...]:

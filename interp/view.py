@@ -110,13 +110,7 @@ class TowerView:
         if self.tower == "expert":
             with torch.no_grad():
                 prefix = self.vla.policy.prefix(batch)
-        tokens = spec.span("language").stop
-        positions = {
-            "vision": len(spec.span(f"image/{spec.cameras[0]}")),
-            "vlm": tokens,
-            "expert": spec.span("action").stop - tokens,
-        }
-        return ViewInput(batch, noise, prefix, torch.Size((len(noise), positions[self.tower])))
+        return ViewInput(batch, noise, prefix, torch.Size((len(noise), spec.n_positions(self.tower))))
 
     def __call__(self, tokens: ViewInput) -> Float[Tensor, "batch horizon action"]:
         return self.vla(tokens.batch, tokens.noise, tokens.prefix)

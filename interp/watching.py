@@ -109,7 +109,11 @@ def _stacked(
     """Mean over runs of the tower; heads that a layer lacks are zero."""
     spec = policy.spec.tower(tower)
     means = [torch.stack(list(kept[tower, layer])).mean(dim=0) for layer in range(spec.layers)]
-    padded = [torch.nn.functional.pad(mean, (0, 0, 0, spec.heads - mean.shape[1])) for mean in means]
+    keys = max(mean.shape[-1] for mean in means)  # cross-attention layers see the prefix alone
+    padded = [
+        torch.nn.functional.pad(mean, (0, keys - mean.shape[-1], 0, spec.heads - mean.shape[1]))
+        for mean in means
+    ]
     return rearrange(torch.stack(padded), "layer frame head key -> layer head frame key")
 
 
@@ -163,7 +167,8 @@ def words_of(policy: Policy, instruction: str) -> tuple[tuple[str, ...], list[li
     spans = [match.span() for match in re.finditer(r"\S+", instruction)]
     offsets = tokenizer(instruction, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     tokens: list[list[int]] = [[] for _ in spans]
-    for at, (start, stop) in enumerate(offsets, start=1):  # 0 is <bos>
+    first_token = getattr(policy, "prompt_start", 1)  # 0 is <bos>, where there is one
+    for at, (start, stop) in enumerate(offsets, start=first_token):
         for word, (first, last) in enumerate(spans):
             if start < last and stop > first:
                 tokens[word].append(at)

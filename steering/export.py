@@ -34,7 +34,8 @@ from steering.verify import ask_fresh_process, chunks_of
 
 Form = Literal["merged", "peft"]
 TOLERANCE = 1e-6
-"""Largest difference of an action, in robot units, between the policy in memory and its export."""
+"""Largest difference of an action, in robot units, between the policy in memory and its export; where actions exceed
+1, relative to the largest of them."""
 FRAMES = 8
 """Frames of the demonstrations that an exported training is verified on."""
 
@@ -98,7 +99,8 @@ def export_adapter(
     provenance = {**provenance, "base": {"source": base.source, "fingerprint": base.fingerprint}}
 
     def write(fresh: Path) -> str | None:
-        found.save(fresh, base_name(base.source))
+        fresh.mkdir()
+        found.save(fresh, _beside(base, fresh))
         return base.source
 
     return _export("peft", policy, Path(directory), write, observations, provenance, seed, overwrite)
@@ -164,10 +166,11 @@ def _export(
         base = write(fresh / target.name)
         answer = ask_fresh_process(fresh / target.name, observations, seed, base)
         difference = float(np.abs(answer.chunks - chunks_of(policy, observations, seed)).max())
-        if not difference <= TOLERANCE:  # also catches NaN
+        allowed = TOLERANCE * max(1.0, float(np.abs(answer.chunks).max()))
+        if not difference <= allowed:  # also catches NaN
             raise ExportError(
                 f"the exported policy differs from the one in memory by {difference:.2e} on "
-                f"{len(observations)} frames (at most {TOLERANCE:.0e} allowed): nothing was exported"
+                f"{len(observations)} frames (at most {allowed:.0e} allowed): nothing was exported"
             )
         fingerprint = answer.fingerprint if base is None else policy.fingerprint
         exported = Exported(target, fingerprint, len(observations), difference)
@@ -182,6 +185,12 @@ def _export(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return exported
+
+
+def _beside(base: Policy, directory: Path) -> str:
+    """Writes what the base's own library wants to see beside an adapter; the name by which it will find the base."""
+    write = getattr(base, "beside_adapter", None)
+    return base_name(base.source) if write is None else str(write(directory))
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -23,7 +23,7 @@ def first_trained_layer(policy: Policy, batch: Batch) -> int | None:
     grown: list[bool] = []
     with torch.enable_grad():
         prefix = _watched(policy, batch, lambda hidden, arguments: grown.append(hidden.requires_grad))
-    if not any(t.requires_grad for t in (*prefix.keys, *prefix.values)):
+    if not any(t.requires_grad for t in prefix.tensors):
         return layers
     if not grown or grown[0]:  # layers that are not called as modules, or gradients from before the vlm
         return None
@@ -54,6 +54,7 @@ class Constant:
             "batch": {name: t for name, t in batch.items() if not name.startswith("pixel")},
             "keys": prefix.keys[: self.start],
             "values": prefix.values[: self.start],
+            "read": prefix.read if self.start == self.layers else (),
             "mask": prefix.mask,
         }
         if self.start == self.layers:
@@ -80,7 +81,7 @@ class Constant:
                 hidden = out[0] if isinstance(out, tuple) else out
             keys += rest.keys
             found += rest.values
-        return values["batch"], Prefix(tuple(keys), tuple(found), values["mask"])
+        return values["batch"], Prefix(tuple(keys), tuple(found), values["mask"], tuple(values["read"]))
 
 
 def _watched(policy: Policy, batch: Batch, see: Callable[[Tensor, Mapping[str, Any]], None]) -> Prefix:

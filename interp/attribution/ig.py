@@ -101,7 +101,7 @@ def _estimates(
             for mean, slope in zip(slopes[name], found.slope[name], strict=True):
                 mean += slope / n
     products = {name: product(slopes[name], end[name], start[name]) for name in names}
-    state = policy.spec.positions("expert", "state")
+    state = _state(policy)
     # Only these were mixed: the rest of the expert's embeddings is noise, which both sides share, and what came of it.
     inputs = products[_EMBEDDINGS[0]].sum() + products[_EMBEDDINGS[1]][:, :, state].sum()
     total = (target - base).double().square().sum(dim=(1, 2)).cpu().numpy()
@@ -110,7 +110,7 @@ def _estimates(
 
 def _mixing(policy: Policy, start: Sequence[Tensor], end: Sequence[Tensor], alpha: float) -> Tap:
     """Puts the mixed embeddings in: the whole prefix, and the state token of every flow step."""
-    state = policy.spec.positions("expert", "state")
+    state = _state(policy)
 
     def mix(embedding: Tensor, step: int | None) -> Tensor:
         between = torch.lerp(start[step or 0], end[step or 0], alpha)
@@ -121,6 +121,12 @@ def _mixing(policy: Policy, start: Sequence[Tensor], end: Sequence[Tensor], alph
         return embedding
 
     return mix
+
+
+def _state(policy: Policy) -> slice:
+    """Where the expert reads the state; nowhere if that is part of the prefix."""
+    spec = policy.spec
+    return spec.positions("expert", "state") if spec.has_positions("expert", "state") else slice(0, 0)
 
 
 _EMBEDDINGS = (site_name("vlm", 0, "hook_resid_pre"), site_name("expert", 0, "hook_resid_pre"))

@@ -41,9 +41,12 @@ def load_policy(name: str | Path, device: str | torch.device = "cpu") -> Policy:
     if not config.is_file():
         raise UsageError(f"{directory} is not a policy: it has no config.json")
     try:
-        family = json.loads(config.read_text()).get("model_type")
+        about = json.loads(config.read_text())
     except json.JSONDecodeError as error:
         raise UsageError(f"{config} is broken: {error}") from error
+    family = about.get("model_type")
+    if family is None and "type" in about:  # LeRobot's layout
+        return _load_lerobot(directory, about["type"], device, str(name))
     families: dict[str, Callable[[], Policy]] = {"pi0": lambda: _load_pi0(directory, device, str(name))}
     if family not in families:
         raise UsageError(
@@ -53,9 +56,23 @@ def load_policy(name: str | Path, device: str | torch.device = "cpu") -> Policy:
 
 
 def _load_pi0(directory: Path, device: str | torch.device, source: str) -> Policy:
-    from interp.policies.pi0 import PI0Policy  # transformers takes seconds to import; only loading needs it
+    try:
+        from interp.policies.pi0 import (
+            PI0Policy,
+        )  # transformers takes seconds to import; only loading needs it
+    except ImportError as error:
+        raise UsageError(
+            f"{directory} holds transformers' PI0, which needs transformers 5.23 or newer ({error}): "
+            "use the core environment (make setup)"
+        ) from error
 
     return PI0Policy.load(directory, device, source)
+
+
+def _load_lerobot(directory: Path, kind: str, device: str | torch.device, source: str) -> Policy:
+    from interp.policies.lerobot import load
+
+    return load(directory, kind, device, source)
 
 
 def policy_directory(name: str) -> Path:

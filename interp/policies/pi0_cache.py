@@ -22,7 +22,8 @@ class OverPrefix(DynamicLayer):
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
-        self.lazy_initialization(keys, values)
+        # What `lazy_initialization` sets; its arguments differ between transformers 4 and 5.
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.keys, self.values = keys, values
         self._room: tuple[Tensor, Tensor] | None = None
 

@@ -7,7 +7,7 @@ batch     observations; with `draws` > 1 every observation is repeated draws tim
 camera    in the order of `PolicySpec.cameras`
 horizon   steps of the action chunk
 action    real action dimensions; `max_action_dim` counts the padding that the network was built with
-token     prefix tokens: image tokens camera by camera, then language
+token     prefix tokens: image tokens camera by camera, then language (and in SmolVLA the state)
 
 Flow matching runs from noise at time 1 to actions at time 0: x = time * noise + (1 - time) * actions, and the
 network predicts the velocity noise - actions.
@@ -15,7 +15,7 @@ network predicts the velocity noise - actions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
@@ -55,8 +55,8 @@ class Observation:
 
 @dataclass(frozen=True)
 class Prefix:
-    """The prefix tokens' keys and values of every vlm layer: all that the expert sees of images and
-    instruction.
+    """All that the expert sees of images and instruction: the prefix tokens' keys and values of every vlm layer, or,
+    in families whose expert reads the vlm's output instead, that output (`read`), with no keys and values.
 
     Immutable: one prefix serves any number of (noise, time) draws, and a failing forward pass cannot spoil
     it.
@@ -65,23 +65,35 @@ class Prefix:
     keys: tuple[Float[Tensor, "batch kv_head token d_head"], ...]
     values: tuple[Float[Tensor, "batch kv_head token d_head"], ...]
     mask: Int[Tensor, "batch token"] | Bool[Tensor, "batch token"]
+    read: tuple[Float[Tensor, "batch token d_model"], ...] = ()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Without the mask."""
+        return (*self.keys, *self.values, *self.read)
 
     def __len__(self) -> int:
         return self.mask.shape[0]
 
     def repeat(self, draws: int) -> Prefix:
         """Every row `draws` times, neighbours in the batch. A single row is not copied."""
-        return self._map(lambda tensor: tensor[:, None].expand(-1, draws, *tensor.shape[1:]).flatten(0, 1))
+        return self.map(lambda tensor: tensor[:, None].expand(-1, draws, *tensor.shape[1:]).flatten(0, 1))
 
     def select(self, rows: Int[Tensor, " rows"] | slice) -> Prefix:
-        return self._map(lambda tensor: tensor[rows])
+        return self.map(lambda tensor: tensor[rows])
 
-    def _map(self, change: _TensorMap) -> Prefix:
-        return Prefix(tuple(map(change, self.keys)), tuple(map(change, self.values)), change(self.mask))
+    def map(self, change: Callable[..., Tensor], *others: Prefix) -> Prefix:
+        """`change` of every tensor, and of the same tensors of the others."""
 
+        def changed(part: Callable[[Prefix], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+            return tuple(map(change, *map(part, (self, *others))))
 
-class _TensorMap(Protocol):
-    def __call__(self, tensor: Tensor, /) -> Tensor: ...
+        return Prefix(
+            changed(lambda prefix: prefix.keys),
+            changed(lambda prefix: prefix.values),
+            change(self.mask, *(prefix.mask for prefix in others)),
+            changed(lambda prefix: prefix.read),
+        )
 
 
 @dataclass(frozen=True)
@@ -185,7 +197,7 @@ class Policy(Protocol):
     def block(self, tower: str, layer: int) -> Block: ...
 
     def tower_module(self, tower: str) -> nn.Module:
-        """The module whose forward runs the whole tower once."""
+        """The module that holds the whole tower."""
         ...
 
     def attention(self, tower: str, layer: int) -> nn.Module: ...

@@ -4,13 +4,13 @@ Axis names used here and everywhere else:
 
 layer, head   within one tower (`vision`, `vlm`, `expert`)
 pos           position within one tower's own sequence: vision counts patches of one camera, vlm counts prefix
-              tokens, expert counts suffix tokens (the state, then the action chunk)
+              tokens, expert counts suffix tokens (in pi0 the state, then the action chunk)
 token         position in the whole sequence prefix + suffix that the expert attends to
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from interp.errors import UsageError, unknown
 from interp.heads import Head
@@ -105,10 +105,13 @@ class TokenSpan:
         return slice(self.start, self.stop)
 
 
+Anchor = Literal["centre", "bottom-right", "stretch"]
+
+
 @dataclass(frozen=True)
 class Letterbox:
     """Where a height x width image ends up inside the square that the network sees; the rest is padding.
-    Pixels.
+    Pixels. `anchor` says where it lies: SmolVLA pads above and to the left, others all around.
     """
 
     top: int
@@ -118,11 +121,16 @@ class Letterbox:
     size: int
 
     @classmethod
-    def fit(cls, height: int, width: int, size: int) -> "Letterbox":
-        """The largest centred copy of the image, aspect kept."""
+    def fit(cls, height: int, width: int, size: int, anchor: Anchor = "centre") -> "Letterbox":
+        """The largest copy of the image, aspect kept; or, for `stretch`, all of the square."""
+        if anchor == "stretch":
+            return cls(0, 0, size, size, size)
         scale = size / max(height, width)
         inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
-        return cls((size - inner_height) // 2, (size - inner_width) // 2, inner_height, inner_width, size)
+        top, left = size - inner_height, size - inner_width
+        if anchor == "centre":
+            top, left = top // 2, left // 2
+        return cls(top, left, inner_height, inner_width, size)
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,11 @@ class PolicySpec:
     execute: int
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    suffix: str = "state"
+    """The span with which the expert's own tokens begin; what lies before is the prefix."""
+    patches: tuple[int, int] | None = None
+    """The vision tower's patch grid, where it is finer than that of an image's tokens."""
+    anchor: Anchor = "centre"
 
     def tower(self, name: str) -> TowerSpec:
         if name not in self.towers:
@@ -154,13 +167,40 @@ class PolicySpec:
             raise unknown("token span", name, self.spans)
         return self.spans[name]
 
+    @property
+    def prefix_length(self) -> int:
+        """How many tokens come before the expert's own."""
+        return self.span(self.suffix).start
+
+    @property
+    def length(self) -> int:
+        """Of the whole sequence, prefix and suffix."""
+        return max(span.stop for span in self.spans.values())
+
+    def n_positions(self, tower: str) -> int:
+        """The length of a tower's own sequence."""
+        self.tower(tower)
+        if tower == "vision":
+            rows, columns = self.patches or (1, len(self.span(f"image/{self.cameras[0]}")))
+            return rows * columns
+        return self.prefix_length if tower == "vlm" else self.length - self.prefix_length
+
+    def has_positions(self, tower: str, span: str) -> bool:
+        """Whether `positions` has an answer."""
+        tokens = self.spans.get(span)
+        if tokens is None or tower not in self.towers:
+            return False
+        if tower == "vision":
+            return tokens.grid is not None
+        return (tokens.stop <= self.prefix_length) == (tower == "vlm")
+
     def positions(self, tower: str, span: str) -> slice:
         """The span in `tower`'s own positions; an error if the tower never computes those tokens."""
         tokens = self.span(span)
-        prefix = self.span("language").stop
+        prefix = self.prefix_length
         self.tower(tower)
         if tower == "vision" and tokens.grid is not None:
-            return slice(0, len(tokens))
+            return slice(0, self.n_positions("vision"))
         if tower == "vlm" and tokens.stop <= prefix:
             return tokens.slice
         if tower == "expert" and tokens.start >= prefix:
@@ -168,7 +208,7 @@ class PolicySpec:
         raise UsageError(f"tower {tower} has no positions for {span!r}: those tokens belong to another tower")
 
     def letterbox(self, height: int, width: int) -> Letterbox:
-        return Letterbox.fit(height, width, self.image_size)
+        return Letterbox.fit(height, width, self.image_size, self.anchor)
 
     def check(self, head: Head) -> Head:
         """The head itself if the policy has it and it is alive; otherwise a UsageError that says why not."""
@@ -207,6 +247,9 @@ class PolicySpec:
             "execute": self.execute,
             "state_names": list(self.state_names),
             "action_names": list(self.action_names),
+            "suffix": self.suffix,
+            "patches": list(self.patches) if self.patches else None,
+            "anchor": self.anchor,
         }
 
     @classmethod
@@ -217,4 +260,6 @@ class PolicySpec:
         }
         towers = {name: TowerSpec.from_json(tower) for name, tower in data["towers"].items()}
         tuples = {name: tuple(data[name]) for name in ("cameras", "state_names", "action_names")}
-        return cls(**{**data, **tuples, "towers": towers, "spans": spans})
+        # Written since policies exist whose state is part of the prefix; older runs are of pi0.
+        patches = tuple(data["patches"]) if data.get("patches") else None
+        return cls(**{**data, **tuples, "towers": towers, "spans": spans, "patches": patches})

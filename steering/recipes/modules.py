@@ -148,6 +148,9 @@ def _lora_targets(policy: Policy, targets: LoraTargets) -> list[str]:
         return _linears(policy, (block.layer for tower in ("vlm", "expert") for block in blocks(tower)))
     names = {module: name for name, module in policy.module.named_modules()}
     attention = [names[m] for b in blocks("expert") for m in (b.query, b.value) if m is not None]
+    # Where one projection makes queries, keys and values, it gets the adapter.
+    fused = range(0 if attention else policy.spec.tower("expert").layers)
+    attention += [names[policy.query_projection("expert", layer)] for layer in fused]
     return attention + [name for name in names.values() if name.rpartition(".")[2] in LEROBOT_PROJECTIONS]
 
 

@@ -1,0 +1,134 @@
+"""Directories in LeRobot's layout: config.json, model.safetensors, and the two processors with their statistics.
+
+Weights are read here rather than by LeRobot's `from_pretrained`, which for PI0 answers with random weights when a file
+does not fit: every tensor of the file must be one of the network's and the other way round.
+"""
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from interp.errors import UsageError
+
+if TYPE_CHECKING:
+    from interp.policies.lerobot.policy import LeRobotPolicy
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
+CONTROL_RATE = 30.0
+"""Actions a second: LeRobot's layout does not say, and this is what its robots and its policy server start with."""
+
+
+def read(directory: Path, device: str | torch.device) -> tuple[Any, Any, Any]:
+    """LeRobot's policy with the weights of the directory, its pre-processor and its post-processor."""
+    for name in (WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
+        if not (directory / name).is_file():
+            raise UsageError(f"{directory} is no LeRobot policy: it has no {name}")
+    try:
+        with quiet():
+            config = PreTrainedConfig.from_pretrained(str(directory))
+            config.device = str(device)
+            kind = get_policy_class(config.type)
+            module = _built(kind, config)
+            _fill(module, load_file(directory / WEIGHTS), directory)
+            overrides = {"device_processor": {"device": str(device)}}
+            pre, post = make_pre_post_processors(
+                config, pretrained_path=str(directory), preprocessor_overrides=overrides
+            )
+    except UsageError:
+        raise
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
+        lines = str(error).strip().splitlines()
+        first = lines[0] if lines else ""
+        raise UsageError(f"cannot load the policy in {directory}: {type(error).__name__}: {first}") from error
+    return module.to(device), pre, post
+
+
+def _built(kind: Any, config: Any) -> Any:
+    """The network, without fetching the vlm's own weights, which those of the policy would replace at once."""
+    if not getattr(config, "load_vlm_weights", False):
+        return kind(config)
+    config.load_vlm_weights = False
+    try:
+        return kind(config)
+    finally:
+        config.load_vlm_weights = True
+
+
+def _fill(module: Any, tensors: dict[str, Tensor], directory: Path) -> None:
+    own, found = module.state_dict(), _renamed(module, tensors)
+    # One tensor under two names is stored once.
+    places: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        places.setdefault(tensor.data_ptr() if tensor.numel() else id(tensor), []).append(name)
+    for names in places.values():
+        stored = next((name for name in names if name in found), None)
+        found.update({name: found[stored] for name in names if stored and name not in found})
+    missing, unexpected = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
+    wrong = [name for name, tensor in found.items() if name in own and own[name].shape != tensor.shape]
+    for problem, names in (("missing", missing), ("unexpected", unexpected), ("mismatched", wrong)):
+        if names:
+            raise UsageError(
+                f"cannot load the policy in {directory}: {len(names)} {problem} keys in the weights, first {names[0]}; "
+                f"{CONFIG} and {WEIGHTS} are not of one model"
+            )
+    # A network that LeRobot builds on its vlm's own weights has their precision: that of the file.
+    if getattr(module.config, "load_vlm_weights", False):
+        for name, parameter in module.named_parameters():
+            parameter.data = parameter.data.to(found[name].dtype)
+    module.load_state_dict(found, strict=True)
+
+
+def _renamed(module: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """LeRobot's own corrections of older files' names."""
+    correct = getattr(module, "_fix_pytorch_state_dict_keys", None)
+    if correct is None:
+        return dict(tensors)
+    corrected = correct(tensors, module.config)
+    return {name if name.startswith("model.") else f"model.{name}": t for name, t in corrected.items()}
+
+
+def save(policy: "LeRobotPolicy", target: Path) -> None:
+    """A directory that LeRobot's `from_pretrained`, `make_policy` and policy server load; there completely or not."""
+    if target.exists() and not (target / CONFIG).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists and is not a policy: give an empty or new directory")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        fresh = Path(scratch) / target.name
+        with quiet():
+            policy.module.save_pretrained(fresh)
+        save_processors(policy, fresh)
+        if target.exists():
+            target.rename(Path(scratch) / "old")
+        fresh.rename(target)
+
+
+def save_processors(policy: "LeRobotPolicy", directory: Path) -> None:
+    with quiet():
+        policy.preprocessor.save_pretrained(directory)
+        policy.postprocessor.save_pretrained(directory)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what LeRobot prints and warns about while it loads."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
