@@ -133,6 +133,14 @@ def split(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
 
 
+def test_a_lerobot_that_cannot_run_its_pi0_leaves_it_to_transformers(
+    lerobot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LeRobot 0.4 on stock transformers, which lacks the branch that it asks for."""
+    monkeypatch.setattr(interp.policies.lerobot, "installed", lambda: True)
+    assert load_policy(lerobot).spec.family == "pi0"
+
+
 # ---- precision
 
 
