@@ -15,9 +15,12 @@ from torch import Tensor
 from transformers import PI0ForConditionalGeneration
 
 import interp.policies.lerobot
+from interp.attribution.direct import direct
 from interp.errors import UsageError
+from interp.hooked import HookedVLA
 from interp.policies import Policy, load_policy
 from interp.policies.pi0_layouts import TWIN, from_transformers
+from interp.sweep import NOTHING, Stage, single
 
 CLOSE = {"atol": 2e-6, "rtol": 1e-5}  # weights that lie elsewhere in memory are summed by other kernels
 KINDS = ["transformers", "lerobot", "openpi"]
@@ -174,6 +177,23 @@ def test_released_half_precision_is_computed_as_openpi_does(openpi: Path, tmp_pa
     again = load_policy(tmp_path / "saved")
     assert again.fingerprint == policy.fingerprint
     torch.testing.assert_close(chunk(again), half, **CLOSE)
+
+
+def test_released_half_precision_is_hooked_swept_and_read_out(openpi: Path) -> None:
+    edit_weights(openpi, lambda t: {name: tensor.bfloat16() for name, tensor in t.items()})
+    policy = load_policy(openpi)
+    vla, batch, noise = HookedVLA(policy), policy.batch(random_observations(2)), policy.noise(2, 0)
+    with torch.no_grad():
+        bare = policy.denoise(batch, noise)[..., :7]
+        for tower in policy.spec.towers:
+            edits = [*single(policy, tower), NOTHING]
+            assert torch.equal(Stage(policy, batch).denoise(noise, edits)[-1], bare)
+        assert torch.equal(vla.run_with_hooks(batch, noise)[..., :7], policy.unnormalise_actions(bare))
+        parts = direct(policy, batch, noise)
+    # Parts are read out of a stream of 8 bits.
+    torch.testing.assert_close(parts.total(), bare, atol=0.05 * float(bare.abs().max()), rtol=0)
+    dead = policy.spec.tower("vlm").dead
+    assert dead == tuple((2, head) for head in range(4))
 
 
 def test_other_mixtures_of_precision_are_computed_in_the_widest(openpi: Path) -> None:
