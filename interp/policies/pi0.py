@@ -170,10 +170,8 @@ class PI0Policy:
         mask = torch.zeros_like(ids)
         for row, instruction in enumerate(instructions):
             text = self.preprocessing.prompt(instruction)
-            tokens = [
-                self.tokenizer.bos_token_id,
-                *self.tokenizer(text, add_special_tokens=False)["input_ids"],
-            ]
+            words = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            tokens = [self.tokenizer.bos_token_id, *words]
             if len(tokens) > length:
                 raise UsageError(
                     f"instruction {instruction!r} has {len(tokens) - 1} tokens: "
