@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,8 @@ def load_policy(name: str | Path, device: str | torch.device = "cpu") -> Policy:
     directory = policy_directory(str(name))
     config = directory / "config.json"
     if not config.is_file():
+        if (directory / "assets").is_dir() and any(directory.glob("model.safetensors*")):  # openpi's trainer
+            return _load_pi0(directory, device, str(name))
         raise UsageError(f"{directory} is not a policy: it has no config.json")
     try:
         about = json.loads(config.read_text())
@@ -46,7 +50,11 @@ def load_policy(name: str | Path, device: str | torch.device = "cpu") -> Policy:
         raise UsageError(f"{config} is broken: {error}") from error
     family = about.get("model_type")
     if family is None and "type" in about:  # LeRobot's layout
+        if about["type"] == "pi0" and not _lerobot_runs_pi0():
+            return _load_pi0(directory, device, str(name))
         return _load_lerobot(directory, about["type"], device, str(name))
+    if family is None and "paligemma_variant" in about:  # openpi's converter
+        return _load_pi0(directory, device, str(name))
     families: dict[str, Callable[[], Policy]] = {"pi0": lambda: _load_pi0(directory, device, str(name))}
     if family not in families:
         raise UsageError(
@@ -67,6 +75,23 @@ def _load_pi0(directory: Path, device: str | torch.device, source: str) -> Polic
         ) from error
 
     return PI0Policy.load(directory, device, source)
+
+
+def _lerobot_runs_pi0() -> bool:
+    """LeRobot 0.4's PI0 runs on a branch of transformers alone, 0.5 brings what it needs; elsewhere transformers' own
+    PI0 serves.
+    """
+    from interp.policies.lerobot import installed
+
+    if not installed():
+        return False
+    for module in ("lerobot.policies.pi_gemma", "transformers.models.siglip.check"):
+        try:
+            import_module(module)
+            return True
+        except ImportError:
+            continue
+    return find_spec("transformers.models.pi0") is None  # nothing serves: LeRobot says best what it lacks
 
 
 def _load_lerobot(directory: Path, kind: str, device: str | torch.device, source: str) -> Policy:

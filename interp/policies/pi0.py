@@ -22,20 +22,16 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoTokenizer,
-    DynamicCache,
-    PI0ForConditionalGeneration,
-    PreTrainedTokenizerBase,
-)
+from transformers import DynamicCache, PI0ForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from interp.errors import UsageError, unknown
 from interp.policies.dead import dead_heads
 from interp.policies.pi0_cache import CACHE, cache_over
+from interp.policies.pi0_files import read
 from interp.policies.pi0_spec import pi0_spec
+from interp.policies.pi0_weights import load_network
 from interp.policies.preprocessing import FILE, Preprocessing
 from interp.policies.protocol import Batch, Block, Observation, Prefix, Readout
 from interp.policies.spec import TowerSpec
@@ -77,31 +73,10 @@ class PI0Policy:
     def load(
         cls, directory: str | Path, device: str | torch.device = "cpu", source: str | None = None
     ) -> "PI0Policy":
-        directory = Path(directory)
-        preprocessing = Preprocessing.read(directory)
-        try:
-            module, report = _quietly(
-                PI0ForConditionalGeneration.from_pretrained,
-                directory,
-                output_loading_info=True,
-                local_files_only=True,
-                dtype="auto",
-            )
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            raise UsageError(
-                f"cannot load the policy in {directory}: {type(error).__name__}: {first}"
-            ) from error
-        # transformers fills what a file lacks with random numbers and only logs it.
-        for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-            if report.get(problem):
-                names = sorted(str(key) for key in report[problem])
-                raise UsageError(
-                    f"cannot load the policy in {directory}: {len(names)} {problem.replace('_', ' ')} in the "
-                    f"weights, first {names[0]}; config.json and the weights are not of one model"
-                )
-        return cls(module.to(device), tokenizer, preprocessing, source or str(directory))
+        """Of transformers', LeRobot's or openpi's making: see pi0_files.py."""
+        found = read(Path(directory))
+        module = load_network(found.config, found.stored, device)
+        return cls(module, found.tokenizer, found.preprocessing, source or str(directory))
 
     def save(self, directory: str | Path) -> None:
         target = Path(directory)
@@ -178,7 +153,7 @@ class PI0Policy:
         n_image = spec.span("language").start
         image_tokens = torch.full((len(observations), n_image), self.module.config.vlm_config.image_token_id)
         batch = {
-            "pixel_values": torch.stack(pixels).to(self.module.dtype),
+            "pixel_values": torch.stack(pixels).to(self._pixel_dtype),
             "pixel_attention_mask": torch.ones(len(observations), len(spec.cameras), dtype=torch.bool),
             "input_ids": torch.cat([image_tokens, language], dim=1),
             "attention_mask": torch.cat([torch.ones_like(image_tokens), words], dim=1),
@@ -194,11 +169,9 @@ class PI0Policy:
         ids = torch.full((len(instructions), length), self.tokenizer.pad_token_id or 0)
         mask = torch.zeros_like(ids)
         for row, instruction in enumerate(instructions):
-            text = instruction + self.preprocessing.prompt_suffix
-            tokens = [
-                self.tokenizer.bos_token_id,
-                *self.tokenizer(text, add_special_tokens=False)["input_ids"],
-            ]
+            text = self.preprocessing.prompt(instruction)
+            words = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            tokens = [self.tokenizer.bos_token_id, *words]
             if len(tokens) > length:
                 raise UsageError(
                     f"instruction {instruction!r} has {len(tokens) - 1} tokens: "
@@ -217,6 +190,15 @@ class PI0Policy:
         return F.pad(values, (0, dim - values.shape[-1]))
 
     # ---- the network
+
+    @property
+    def _pixel_dtype(self) -> torch.dtype:
+        return self.module.model.vlm.vision_tower.embeddings.patch_embedding.weight.dtype
+
+    @property
+    def _flow_dtype(self) -> torch.dtype:
+        """Of state, noisy actions and velocity: float32 in released policies, whose towers are bfloat16."""
+        return self.module.action_out_proj.weight.dtype
 
     def prefix(self, batch: Batch, draws: int = 1) -> Prefix:
         model, mask = self.module.model, batch["attention_mask"]
@@ -259,8 +241,8 @@ class PI0Policy:
         if len(prefix) < len(x):
             return self._velocity_of_draws(batch, x, time, prefix)
         return self.module(
-            state=batch["state"].repeat_interleave(draws, dim=0).to(self.module.dtype),
-            noise=x.to(self.module.dtype),
+            state=batch["state"].repeat_interleave(draws, dim=0).to(self._flow_dtype),
+            noise=x.to(self._flow_dtype),
             timestep=time.float(),
             attention_mask=prefix.mask,
             **{CACHE: cache_over(prefix) if cache is None else cache},
@@ -277,8 +259,8 @@ class PI0Policy:
         once a draw. A block-diagonal mask keeps the draws apart, so the numbers are those of a repeated prefix.
         """
         draws = len(x) // len(prefix)
-        state = batch["state"].repeat_interleave(draws, dim=0).to(self.module.dtype)
-        tokens = self.module.embed_action_time(state, x.to(self.module.dtype), time.float())
+        state = batch["state"].repeat_interleave(draws, dim=0).to(self._flow_dtype)
+        tokens = self.module.embed_action_time(state, x.to(self._flow_dtype), time.float())
         tokens = rearrange(tokens, "(batch draw) pos d_model -> batch (draw pos) d_model", draw=draws)
 
         length = 1 + self.spec.horizon  # the state, then the actions
@@ -346,7 +328,7 @@ class PI0Policy:
         """Standard normal, drawn on the CPU so that a seed means the same on every device."""
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         drawn = torch.randn(n, self.spec.horizon, self.spec.max_action_dim, generator=generator)
-        return drawn.to(self.module.device, self.module.dtype)
+        return drawn.to(self.module.device, self._flow_dtype)
 
     def normalise_actions(self, actions: Float[Tensor, "*axes action"]) -> Float[Tensor, "*axes action"]:
         return self.preprocessing.action.apply(actions)

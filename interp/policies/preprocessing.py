@@ -2,16 +2,19 @@
 
 Cameras and their order, image size, normalisation statistics, token budget, control rate. Pixels are
 letterboxed (aspect kept, centred, black border) and mapped to [-1, 1]; state and actions are standardised.
+How an image is resized and a prompt is written differs between those who released policies; `images` and
+`clean_prompt` say which way a policy was trained with.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -26,6 +29,16 @@ STD_FLOOR = 1e-8
 finite.
 """
 
+Images = Literal["pillow", "openpi", "lerobot"]
+"""Who resizes an image that has not the network's size. All keep the aspect and centre.
+
+pillow    Pillow's antialiased bilinear filter, sides rounded, black border (tiny-pi0)
+openpi    the same filter, sides rounded down (openpi_client/image_tools.py)
+lerobot   torch's bilinear interpolation without antialiasing, sides rounded down, and a border of -3 where black is
+          -1: LeRobot pads with -1 before it maps [0, 1] to [-1, 1] (lerobot/policies/pi0/modeling_pi0.py)
+"""
+_LEROBOT_BORDER = -3.0
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -33,20 +46,38 @@ class Statistics:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    floor: float = STD_FLOOR
+    """Added to every std; openpi adds 1e-6."""
 
     def __post_init__(self) -> None:
         if (
             len(self.mean) != len(self.std)
-            or not np.isfinite([*self.mean, *self.std]).all()
-            or min(self.std) < 0
+            or not np.isfinite([*self.mean, *self.std, self.floor]).all()
+            or min((*self.std, self.floor)) < 0
         ):
             raise UsageError("norm: mean and std must be finite, equally long, and std not negative")
 
+    @classmethod
+    def of_range(cls, low: tuple[float, ...], high: tuple[float, ...]) -> "Statistics":
+        """Those that map [low, high] to [-1, 1], which is how quantiles and extremes normalise. What never
+        changes is mapped to -1, as LeRobot does."""
+        centre = tuple((a + b) / 2 if a < b else a + 1 for a, b in zip(low, high, strict=True))
+        half = tuple((b - a) / 2 if a < b else 1.0 for a, b in zip(low, high, strict=True))
+        return cls(centre, half, floor=0.0)
+
+    def first(self, dims: int) -> "Statistics":
+        """Of the first `dims` dimensions: published statistics are often padded to the network's."""
+        return Statistics(self.mean[:dims], self.std[:dims], self.floor)
+
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"mean": self.mean, "std": self.std}
+        return data if self.floor == STD_FLOOR else {**data, "floor": self.floor}
+
     def apply(self, values: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
-        return (values - values.new_tensor(self.mean)) / (values.new_tensor(self.std) + STD_FLOOR)
+        return (values - values.new_tensor(self.mean)) / (values.new_tensor(self.std) + self.floor)
 
     def invert(self, values: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
-        return values * (values.new_tensor(self.std) + STD_FLOOR) + values.new_tensor(self.mean)
+        return values * (values.new_tensor(self.std) + self.floor) + values.new_tensor(self.mean)
 
 
 @dataclass(frozen=True)
@@ -65,6 +96,9 @@ class Preprocessing:
     fps: float = 10
     execute: int = 1
     prompt_suffix: str = field(default="")
+    images: Images = "pillow"
+    clean_prompt: bool = False
+    """Whether the instruction is stripped and its underscores and line breaks become spaces, as openpi does."""
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What else the file says, such as how the policy was pretrained: kept when it is written again, but no part of
     what the policy is."""
@@ -82,6 +116,8 @@ class Preprocessing:
                 )
         if min(self.image_size, self.max_tokens, self.execute) < 1 or self.fps <= 0:
             raise UsageError(f"{FILE}: image_size, max_tokens, execute and fps must be positive")
+        if self.images not in get_args(Images):
+            raise UsageError(f"{FILE}: images {self.images!r} is none of {', '.join(get_args(Images))}")
 
     def named(self, kind: str) -> tuple[str, ...]:
         """Dimension names of `state` or `action`; numbered when the file has none."""
@@ -109,8 +145,15 @@ class Preprocessing:
             raise UsageError(
                 f"{FILE}: schema {data.get('schema')!r} is not {SCHEMA}, the one that this version reads"
             )
-        norm = {name: Statistics(tuple(s["mean"]), tuple(s["std"])) for name, s in data["norm"].items()}
-        optional = {name: data[name] for name in ("fps", "execute", "prompt_suffix") if name in data}
+        norm = {
+            name: Statistics(tuple(s["mean"]), tuple(s["std"]), s.get("floor", STD_FLOOR))
+            for name, s in data["norm"].items()
+        }
+        optional = {
+            name: data[name]
+            for name in ("fps", "execute", "prompt_suffix", "images", "clean_prompt")
+            if name in data
+        }
         known = {"schema", "norm", *(each.name for each in fields(cls))}
         return cls(
             cameras=tuple(data["cameras"]),
@@ -127,22 +170,54 @@ class Preprocessing:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Without the notes: these are what a policy's fingerprint covers."""
+        """Without the notes: these are what a policy's fingerprint covers. What came later is left out where it is
+        as it always was, so that fingerprints stay."""
+        later = {"images": "pillow", "clean_prompt": False}
         data = {
-            name: value for name, value in asdict(self).items() if name not in ("state", "action", "notes")
+            name: value
+            for name, value in asdict(self).items()
+            if name not in ("state", "action", "notes") and not (name in later and later[name] == value)
         }
-        norm = {"state": asdict(self.state), "action": asdict(self.action)}
-        return {"schema": SCHEMA, **data, "norm": norm}
+        return {
+            "schema": SCHEMA,
+            **data,
+            "norm": {"state": self.state.to_json(), "action": self.action.to_json()},
+        }
+
+    def prompt(self, instruction: str) -> str:
+        """What is tokenised. A suffix that is already there is not written twice."""
+        if self.clean_prompt:
+            instruction = instruction.strip().replace("_", " ").replace("\n", " ")
+        return instruction if instruction.endswith(self.prompt_suffix) else instruction + self.prompt_suffix
 
     def pixels(self, image: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "3 size size"]:
         """Letterboxed, in [-1, 1]. An image that already has the right size passes through unresampled."""
         if image.shape[:2] != (self.image_size, self.image_size):
-            image = letterbox(image, self.image_size)
+            if self.images == "lerobot":
+                return _interpolated(image, self.image_size)
+            fit = Letterbox.fit if self.images == "pillow" else _rounded_down
+            image = letterbox(image, fit(image.shape[0], image.shape[1], self.image_size))
         return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def letterbox(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    box = Letterbox.fit(image.shape[0], image.shape[1], size)
+def _rounded_down(height: int, width: int, size: int) -> Letterbox:
+    # In this order of operations: another one rounds 168 down to 167.
+    ratio = max(width / size, height / size)
+    inner_height, inner_width = max(1, int(height / ratio)), max(1, int(width / ratio))
+    return Letterbox((size - inner_height) // 2, (size - inner_width) // 2, inner_height, inner_width, size)
+
+
+def _interpolated(image: UInt8[np.ndarray, "height width 3"], size: int) -> Float[Tensor, "3 size size"]:
+    box = _rounded_down(image.shape[0], image.shape[1], size)
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+    inner = F.interpolate(pixels, size=(box.height, box.width), mode="bilinear", align_corners=False)
+    canvas = inner.new_full((3, size, size), _LEROBOT_BORDER)
+    canvas[:, box.top : box.top + box.height, box.left : box.left + box.width] = inner[0] * 2 - 1
+    return canvas
+
+
+def letterbox(image: UInt8[np.ndarray, "height width 3"], box: Letterbox) -> UInt8[np.ndarray, "size size 3"]:
+    size = box.size
     canvas = np.zeros((size, size, 3), np.uint8)
     inner = Image.fromarray(image).resize((box.width, box.height), Image.Resampling.BILINEAR)
     canvas[box.top : box.top + box.height, box.left : box.left + box.width] = np.asarray(inner)
