@@ -79,11 +79,12 @@ def direct(policy: Policy, batch: Batch, noise: Float[Tensor, "frame horizon max
     spec, tower = policy.spec, policy.spec.tower("expert")
     way = policy.readout()
     tokens = spec.positions("expert", "action")
+    precision = way.projection.weight.dtype  # released policies read a bfloat16 stream out in float32
     kept: dict[str, list[Tensor]] = {}
 
     def tap(name: str) -> Tap:
         def see(tensor: Tensor, step: int | None) -> None:
-            kept.setdefault(name, []).append(tensor[:, tokens].clone())
+            kept.setdefault(name, []).append(tensor[:, tokens].to(precision, copy=True))
 
         return see
 
@@ -113,7 +114,9 @@ def direct(policy: Policy, batch: Batch, noise: Float[Tensor, "frame horizon max
         def of_head(layer: int) -> Callable[[Tensor], Tensor]:
             heads = tower.heads_per_layer[layer]
             weight = rearrange(
-                policy.out_projection("expert", layer).weight, "d (head z) -> head z d", head=heads
+                policy.out_projection("expert", layer).weight.to(precision),
+                "d (head z) -> head z d",
+                head=heads,
             )
             return lambda x: einsum(x, weight, "frame h head z, head z d -> frame h head d")
 

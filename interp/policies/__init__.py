@@ -78,18 +78,20 @@ def _load_pi0(directory: Path, device: str | torch.device, source: str) -> Polic
 
 
 def _lerobot_runs_pi0() -> bool:
-    """LeRobot 0.4's PI0 runs on a branch of transformers alone; where that is missing, transformers' own PI0 serves."""
+    """LeRobot 0.4's PI0 runs on a branch of transformers alone, 0.5 brings what it needs; elsewhere transformers' own
+    PI0 serves.
+    """
     from interp.policies.lerobot import installed
 
     if not installed():
         return False
-    if find_spec("transformers.models.pi0") is None or find_spec("lerobot.policies.pi_gemma") is not None:
-        return True
-    try:
-        import_module("transformers.models.siglip.check")
-    except ImportError:
-        return False
-    return True
+    for module in ("lerobot.policies.pi_gemma", "transformers.models.siglip.check"):
+        try:
+            import_module(module)
+            return True
+        except ImportError:
+            continue
+    return find_spec("transformers.models.pi0") is None  # nothing serves: LeRobot says best what it lacks
 
 
 def _load_lerobot(directory: Path, kind: str, device: str | torch.device, source: str) -> Policy:

@@ -53,7 +53,7 @@ def read(directory: Path) -> Found:
     network, tokenizer = given.pop("network", {}), given.pop("tokenizer", None)
     if about.get("model_type") == "pi0":
         preprocessing = Preprocessing.read(directory)
-        config, named = _configured(directory, {**about, **network}), tokenizer
+        config, named = _configured(directory, _over(about, network)), tokenizer
         stored = open_weights(directory)
     else:
         stored = open_weights(directory)

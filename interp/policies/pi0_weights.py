@@ -132,10 +132,8 @@ def load_network(
         module = PI0ForConditionalGeneration(config)
     _check(module, stored)
     dtypes = precisions(stored)
-    opened = {
-        file: safe_open(file, "pt", device=str(device))
-        for file in {place.file for place in (*stored.places.values(), *stored.twins.values())}
-    }
+    files = {place.file for place in (*stored.places.values(), *stored.twins.values())}
+    opened = {file: safe_open(file, "pt", device=str(device)) for file in files}
 
     def tensor(place: Place) -> Tensor:
         read: Tensor = opened[place.file].get_tensor(place.name)
@@ -170,7 +168,7 @@ def _check(module: nn.Module, stored: Stored) -> None:
         if names:
             raise stored.wrong(problem, names)
     places = [*stored.places.items(), *stored.twins.items()]
-    for name, place in sorted(places):
+    for name, place in sorted(places, key=lambda each: each[0]):
         if place.shape != own[name]:
             raise stored.wrong(
                 "mismatched",

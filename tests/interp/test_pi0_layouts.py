@@ -1,5 +1,9 @@
 """Promises of pi0's key layouts: every tensor of the real network has one name in each, and comes back from it."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 from safetensors import safe_open
 from transformers import PI0ForConditionalGeneration
@@ -29,6 +33,18 @@ def test_what_transformers_saves_is_the_saved_layout(names: set[str]) -> None:
         stored = set(file.keys())
     assert stored == {from_transformers(name, "saved") for name in names}
     assert layout_of(stored) == "saved"
+
+
+def test_every_name_that_lerobots_class_saves_is_known(names: set[str]) -> None:
+    """Of a tiny network; the table is compared with the real class in tests/lerobot/test_pi0_loading.py."""
+    table = json.loads((Path(__file__).parents[1] / "lerobot/pi0_keys.json").read_text())
+    ours = {to_transformers(name) for name in table}
+    assert len(ours) == len(table)
+    layers = re.compile(r"layers\.\d+")
+    # Layer for layer, what transformers' class has: the numbers of layers differ.
+    assert {layers.sub("layer", str(name)) for name in ours} == {layers.sub("layer", name) for name in names}
+    assert {from_transformers(str(to_transformers(name)), "lerobot") for name in table} == set(table)
+    assert layout_of(table) == "lerobot"
 
 
 def test_names_are_those_that_openpi_and_lerobot_publish() -> None:
