@@ -10,8 +10,8 @@ PrefixTrace  the vlm alone, whose pass is wanted for its keys and values: layers
              complete the clean keys and values before them
 
 Works for families whose attention modules return what the output projection made of z, first of a tuple or alone, and
-for PrefixTrace whose layers hand keys and values to a `past_key_values` with transformers' `update`; for others
-`replayable` is false, and the whole prefix has to run again.
+for PrefixTrace whose layers hand keys and values to a transformers cache (`update`); for others `replayable` is false,
+and the whole prefix has to run again.
 
 Axes: those of protocol.py; `row` is the rows of a clean pass, (batch inner): inner is camera in vision, draw in the
 expert.
@@ -161,8 +161,8 @@ class PrefixTrace:
 
     @property
     def replayable(self) -> bool:
-        """Whether this family's layers hand their keys and values to `past_key_values`."""
-        return all("past_key_values" in arguments for arguments in self.record.arguments)
+        """Whether this family's layers hand their keys and values to a transformers cache."""
+        return all(_cache_name(arguments) for arguments in self.record.arguments)
 
     def replay(self, first: int, n: int) -> Prefix:
         """The prefix with every row n times, of which everything after z of layer `first` was computed again."""
@@ -172,21 +172,24 @@ class PrefixTrace:
         cache = _KeyValues(layers - 1, known)
         hidden = self.record.entering(0, first).repeat_interleave(n, dim=0)
         for layer in range(first, layers if first < layers - 1 else 0):
-            arguments = {
-                name: _repeated(value, rows, n) for name, value in self.record.arguments[layer].items()
-            }
+            given = self.record.arguments[layer]
+            arguments = {name: _repeated(value, rows, n) for name, value in given.items()}
+            arguments[_cache_name(given) or ""] = cache
             with ExitStack() as stack:
                 if layer == first:
                     stack.enter_context(resumed(self.policy, "vlm", self.record, 0, first, n, reads=False))
                 try:
-                    out = self.policy.block("vlm", layer).layer(
-                        hidden, **{**arguments, "past_key_values": cache}
-                    )
+                    out = self.policy.block("vlm", layer).layer(hidden, **arguments)
                 except _Complete:
                     break
             hidden = out[0] if isinstance(out, tuple) else out
         keys, values = zip(*(cache.layers[layer] for layer in range(layers)), strict=True)
         return Prefix(keys, values, clean.mask)
+
+
+def _cache_name(arguments: Mapping[str, Any]) -> str | None:
+    """The argument that is a transformers cache; it was renamed in transformers 5.24."""
+    return next((name for name in ("cache", "past_key_values") if name in arguments), None)
 
 
 class _Complete(Exception):
@@ -200,7 +203,9 @@ class _KeyValues:
         self.last = last
         self.layers = layers
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *others: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *others: Any, **named: Any
+    ) -> tuple[Tensor, Tensor]:
         self.layers[layer] = (keys, values)
         if layer == self.last:
             raise _Complete

@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from interp.errors import UsageError, unknown
 from interp.policies.dead import dead_heads
-from interp.policies.pi0_cache import cache_over
+from interp.policies.pi0_cache import CACHE, cache_over
 from interp.policies.pi0_files import read
 from interp.policies.pi0_spec import pi0_spec
 from interp.policies.pi0_weights import load_network
@@ -170,10 +170,8 @@ class PI0Policy:
         mask = torch.zeros_like(ids)
         for row, instruction in enumerate(instructions):
             text = self.preprocessing.prompt(instruction)
-            tokens = [
-                self.tokenizer.bos_token_id,
-                *self.tokenizer(text, add_special_tokens=False)["input_ids"],
-            ]
+            words = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            tokens = [self.tokenizer.bos_token_id, *words]
             if len(tokens) > length:
                 raise UsageError(
                     f"instruction {instruction!r} has {len(tokens) - 1} tokens: "
@@ -207,15 +205,15 @@ class PI0Policy:
         embeddings = model.embed_prefix(
             batch["input_ids"], batch["pixel_values"], batch["pixel_attention_mask"]
         )
-        cache = model.vlm(
+        out = model.vlm(
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=mask.cumsum(-1) - 1,
             # Type 0 is what makes attention within the prefix bidirectional.
             token_type_ids=torch.zeros_like(embeddings[..., 0]),
             use_cache=True,
-        ).past_key_values
-        layers = cache.layers
+        )
+        layers = getattr(out, CACHE).layers
         prefix = Prefix(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers), mask)
         return prefix.repeat(draws)
 
@@ -247,7 +245,7 @@ class PI0Policy:
             noise=x.to(self._flow_dtype),
             timestep=time.float(),
             attention_mask=prefix.mask,
-            past_key_values=cache_over(prefix) if cache is None else cache,
+            **{CACHE: cache_over(prefix) if cache is None else cache},
         ).logits
 
     def _velocity_of_draws(
@@ -285,7 +283,7 @@ class PI0Policy:
             inputs_embeds=tokens,
             attention_mask=blocked,
             position_ids=past.sum(dim=-1, keepdim=True) + pos,
-            past_key_values=cache_over(prefix),
+            **{CACHE: cache_over(prefix)},
         ).last_hidden_state
         actions = rearrange(out, "batch (draw pos) d_model -> (batch draw) pos d_model", draw=draws)[:, 1:]
         return self.module.action_out_proj(actions)

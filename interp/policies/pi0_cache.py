@@ -1,13 +1,18 @@
 """The prefix as a transformers cache: every pass of the expert puts its suffix behind it, none leaves a trace."""
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.models.gemma.modeling_gemma import GemmaModel
 
 from interp.policies.protocol import Prefix
+
+CACHE = "cache" if "cache" in inspect.signature(GemmaModel.forward).parameters else "past_key_values"
+"""What transformers calls keys and values that a pass starts from: renamed in 5.24."""
 
 
 def cache_over(prefix: Prefix) -> DynamicCache:

@@ -3,6 +3,9 @@
 Stop it at any moment, with Ctrl-C or `kill -9`; the same call goes on: trainings from their last checkpoint, rollouts
 from their last suite. Every worker computes on one thread, on which a resumed training gives the weights of one that
 was never stopped, so the records come out the same. One experiment at a time works in a directory.
+
+What the records already hold is not measured again: a work directory that is new, or on another machine, goes on from
+the records of a repository. Only the trainings behind cells that are missing are repeated.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,10 +25,11 @@ from tqdm import tqdm
 from interp.errors import UsageError
 from steering.reproduce import maps
 from steering.reproduce.plan import Job, Plan
-from steering.reproduce.records import write_costs, write_record
-from steering.reproduce.work import perform, results_path
-from steering.results import Result, load_result, result_path
-from steering.rollouts import RolloutError
+from steering.reproduce.records import read_records, write_costs, write_record
+from steering.reproduce.work import POLICY, perform, results_path
+from steering.results import Result, load_result, result_path, save_result
+from steering.rollouts import TABLETOP, RolloutError, settings_of
+from steering.suites import SUITES
 from testbed.processes import leave_with_parent
 
 
@@ -40,6 +45,7 @@ def run(
     if processes < 1:
         raise UsageError(f"processes = {processes}: at least one has to do the work")
     with _claimed(work):
+        restore(work, results)
         jobs = list(plan.jobs())
         missing = [job for job in jobs if not done(plan, work, job)]
         for task, arm in dict.fromkeys((job.task, job.arm.name) for job in jobs if job not in missing):
@@ -77,6 +83,21 @@ def _make_maps(
     parts = [pool.submit(maps.make, plan, work, results, *part) for part in maps.missing(plan, results)]
     for part in as_completed(parts):
         say(part.result())
+
+
+def restore(work: Path, results: Path) -> None:
+    """Put into the work directory what only the records have, as if it had been measured there."""
+    if not any(results.glob("*/*.json")):
+        return
+    for entry in read_records(results):
+        result = entry.result
+        path = result_path(
+            results_path(work, result.task, result.settings["seed"]), result.name, result.suite
+        )
+        if not path.is_file():
+            condition = SUITES[result.suite].condition(result.task)
+            asked = settings_of(condition, POLICY, result.episodes[0].seed, None, TABLETOP)
+            save_result(path, replace(result, settings={**asked, **result.settings}))
 
 
 def done(plan: Plan, work: Path, job: Job) -> bool:

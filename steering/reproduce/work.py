@@ -27,7 +27,7 @@ from steering.headset import best_heads
 from steering.recipes import Recipe
 from steering.reproduce.plan import RETAINED, Arm, Job, Plan
 from steering.reproduce.scores import head_scores
-from steering.results import Result
+from steering.results import Result, load_result
 from steering.retain import retain
 from steering.suites import Subject, choose, run_suites
 from testbed.demos import FIRST_SEED, record
@@ -109,7 +109,11 @@ def train(plan: Plan, work: Path, task: str, arm: Arm, seed: int) -> Path:
 
 
 def perform(plan: Plan, work: Path, job: Job) -> list[Result]:
-    """Train the job's arm and roll it out under its suites."""
+    """Train the job's arm and roll it out under its suites.
+
+    Another machine's arithmetic may have trained another policy from the same seed: what is there of that one is
+    measured again with this one, so that all suites of an arm are of one policy.
+    """
     directory = results_path(work, job.task, job.seed)
     if job.arm.trained:
         training = train(plan, work, job.task, job.arm, job.seed)
@@ -119,7 +123,14 @@ def perform(plan: Plan, work: Path, job: Job) -> list[Result]:
         )
     else:
         subject = Subject(POLICY, job.arm.name, job.arm.recipe)
+    suites = [*job.suites, *(suite for suite in _of_another(directory, subject) if suite not in job.suites)]
     done = run_suites(
-        subject, job.task, choose(job.suites), plan.n, directory=directory, workers=1, progress=False
+        subject, job.task, choose(suites), plan.n, directory=directory, workers=1, progress=False
     )
     return [result for result, _, _ in done]
+
+
+def _of_another(directory: Path, subject: Subject) -> list[str]:
+    """Suites under which another policy of the same name was tried."""
+    there = [load_result(path) for path in sorted(directory.glob("*.json"))]
+    return [r.suite for r in there if r.name == subject.name and subject.fingerprint not in (None, r.policy)]

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from interp.errors import UsageError
+from interp.policies import load_policy
 from steering.compare import compare_entries
 from steering.episode import Episode
-from steering.reproduce.experiment import done, run
+from steering.reproduce.experiment import done, keep, restore, run
 from steering.reproduce.plan import FULL, PLANS, Arm, Plan, Study
 from steering.reproduce.records import read_records, write_costs, write_record
-from steering.reproduce.work import alone
+from steering.reproduce.work import alone, perform
 from steering.results import Result
 from steering.suites import SUITES
 from testbed.tasks import PRETRAINING, TARGETS
@@ -197,8 +198,9 @@ SMALL = Plan(
     ),
     seeds=(0,),
     n=2,
-    demos=2,
+    demos=4,
     steps=4,
+    settings={"frames": 2, "pairs": 2},
 )
 
 
@@ -247,6 +249,58 @@ def test_an_experiment_that_is_killed_ends_with_the_records_of_one_that_is_not(t
     trained = json.loads((kept / "press-button-hard/aligned-k3.json").read_text())["runs"][0]
     assert len(trained["heads"]) == 3
     assert sum(trained["trainable_parameters"].values()) == 3 * 4096
+
+
+ONE = Plan("quick", (Study("success", "?", (Arm("base"),), tasks=("press-button-hard",)),), seeds=(0,), n=2)
+
+
+def test_what_records_hold_is_not_measured_again(tmp_path: Path) -> None:
+    kept = tmp_path / "results"
+    base = load_policy("tiny-pi0").fingerprint
+    command = "robosteer reproduce --quick --tasks press-button-hard --arms base"
+    measured = result("base", "in-domain", "10", task="press-button-hard", policy=base, heads=None)
+    settings = {"rolled_out": "press-button-hard", "execute": 2, "seed": 0}
+    path = write_record(kept, [(0, replace(measured, settings=settings))], command)
+    assert path is not None
+    before = path.read_bytes()
+
+    restore(tmp_path / "new", kept)
+    assert all(done(ONE, tmp_path / "new", job) for job in ONE.jobs())
+    restore(tmp_path / "new", kept)
+    keep(ONE, tmp_path / "new", kept, "press-button-hard", "base")
+    assert path.read_bytes() == before
+
+    more = replace(ONE, n=3)  # adds an episode, and does not run the two again: their made-up lengths stay
+    assert not all(done(more, tmp_path / "new", job) for job in more.jobs())
+    (job,) = more.jobs()
+    (found,) = perform(more, tmp_path / "new", job)
+    assert found.episodes[:2] == measured.episodes
+    assert len(found.episodes) == 3
+
+
+@pytest.mark.slow
+def test_suites_of_one_arm_are_of_one_policy(tmp_path: Path) -> None:
+    """A record made where arithmetic differs is of another policy: its cells are measured again, not mixed in."""
+    arm = Arm("aligned", heads=3)
+    plan = Plan(
+        "quick",
+        (Study("more", "?", (arm,), ("lighting",), ("press-button-hard",)),),
+        seeds=(0,),
+        n=1,
+        demos=2,
+        steps=1,
+    )
+    strange = result(arm.name, "in-domain", "1", task="press-button-hard", policy="pi0-another")
+    kept = tmp_path / "results"
+    write_record(
+        kept, [(0, replace(strange, settings={"rolled_out": "press-button-hard", "execute": 2}))], ""
+    )
+    restore(tmp_path / "work", kept)
+    (job,) = plan.jobs()
+    found = perform(plan, tmp_path / "work", job)
+    assert {r.suite for r in found} == {"lighting", "in-domain"}
+    assert len({r.policy for r in found}) == 1
+    assert "pi0-another" not in {r.policy for r in found}
 
 
 def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path: Path) -> None:
