@@ -4,8 +4,6 @@ The export needs transformers 5, so intree_pi0.py runs in the core environment; 
 """
 
 import json
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import patched_gemma
 import pytest
 import torch
+from core_environment import run_in_core
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 from lerobot.policies.factory import make_policy
@@ -26,8 +25,6 @@ from torch import Tensor
 
 from interp.policies import Observation, load_policy
 
-ROOT = Path(__file__).resolve().parents[2]
-CORE = ROOT / os.environ.get("VENV", ".venv") / "bin" / "python"
 CLOSE = 1e-5
 """Of the largest action: LeRobot computes angles of up to 1571 of the flow time in float64, transformers in float32."""
 SAME = 2e-6
@@ -37,21 +34,9 @@ SAME = 2e-6
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base-lerobot, lerobot (finetuned), adapter, bare-lerobot, unlike, and what transformers' pi0 does."""
-    if not CORE.is_file():
-        pytest.skip(
-            f"transformers' pi0 is exported in the core environment, and {CORE} is missing: make setup"
-        )
     patched_gemma.install()
     root = tmp_path_factory.mktemp("intree")
-    paths = os.pathsep.join(str(ROOT / part) for part in ("", "tests/lerobot", "tests/steering"))
-    child = subprocess.run(
-        [str(CORE), "-m", "intree_pi0", str(root)],
-        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr[-3000:]
+    run_in_core("intree_pi0.py", root)
     return root
 
 
