@@ -5,8 +5,6 @@ PaliGemma, 257152 words. A network of that size gets those names. Any other gets
 (`gemma-128x8x384x8x1x16`: width, layers, mlp, heads, KV heads, head dim), which LeRobot refuses in one line; under a
 name it knows, LeRobot would load nothing of it, say so in its log only, and act at random.
 
-Weights are written one tensor after the other: nothing is held in memory twice.
-
 Sources: LeRobot 0.4.4, policies/pi0; openpi, models/gemma.py and models_pytorch.
 """
 
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from interp.errors import UsageError
 from interp.policies import Observation
@@ -119,31 +118,12 @@ class Network:
 
 
 def write_weights(module: Any, path: Path, layout: Layout) -> None:
-    """The tensors of a network under the names of `layout`, each as it is, streamed to a safetensors file."""
-    tensors = {from_transformers(name, layout): tensor for name, tensor in module.state_dict().items()}
-    # Wide types first, so that all are aligned, as safetensors does it.
-    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    metadata = {"format": "pt"}
-    if layout in TWIN:
-        stored, twin = TWIN[layout]
-        metadata[twin] = stored  # as safetensors' save_model says that two names are one tensor
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name in ordered:
-        start, end = end, end + tensors[name].nbytes
-        kind, shape = _DTYPES[tensors[name].dtype], list(tensors[name].shape)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
-    packed = json.dumps(header, separators=(",", ":")).encode()
-    packed += b" " * (-len(packed) % 8)
-    with path.open("wb") as file:
-        file.write(len(packed).to_bytes(8, "little"))
-        file.write(packed)
-        for name in ordered:
-            plain = tensors[name].detach().cpu().contiguous()
-            file.write(memoryview(plain.flatten().view(torch.uint8).numpy()))
-
-
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+    """The tensors of a network under the names of `layout`, each as it is. safetensors holds none of them twice."""
+    stored, twin = TWIN[layout]
+    tensors = {from_transformers(name, layout): t.contiguous() for name, t in module.state_dict().items()}
+    save_file(
+        tensors, path, {"format": "pt", twin: stored}
+    )  # as its save_model says that two names are one tensor
 
 
 def precision(module: Any) -> str:
@@ -158,20 +138,50 @@ def precision(module: Any) -> str:
 
 
 def check_weights(policy: PI0Policy, directory: Path, layout: Layout) -> None:
-    """`directory` must hold the weights of `policy`, bit by bit."""
-    if not (directory / WEIGHTS).is_file():
-        raise UsageError(f"{directory} has no {WEIGHTS}: name a directory in {layout}'s layout")
-    stored, twin = TWIN[layout]
-    with safe_open(directory / WEIGHTS, "pt") as file:
-        names = set(file.keys())
-        for name, tensor in policy.module.state_dict().items():
-            theirs = from_transformers(name, layout)
-            theirs = twin if theirs == stored and theirs not in names else theirs
-            # A file may hold less precision than the network computes in.
-            if theirs not in names or not torch.equal(file.get_tensor(theirs).to(tensor.dtype), tensor.cpu()):
-                raise UsageError(
-                    f"{directory} does not hold the weights of {policy.source}: {theirs} differs"
-                )
+    """`directory` must hold the weights of `policy`, bit by bit, in that layout."""
+    from interp.policies.pi0_weights import UNREAD, open_weights  # needs transformers 5
+
+    stored = open_weights(directory)
+    if stored.layout != layout:
+        raise UsageError(f"{directory} is in {stored.layout}'s layout, not in {layout}'s")
+    for name, tensor in policy.module.state_dict().items():
+        place = stored.places.get(name)
+        if place is None and name == UNREAD:
+            continue
+        if place is not None:
+            # Opened every time: a file that stays open keeps every page of it that was read in memory.
+            with safe_open(place.file, "pt") as file:
+                # It may hold less precision than the network computes in.
+                if torch.equal(file.get_tensor(place.name).to(tensor.dtype), tensor.cpu()):
+                    continue
+        raise UsageError(f"{directory} does not hold the weights of {policy.source}: {name} differs")
+
+
+def as_they_compute(policy: PI0Policy, directory: Path) -> PI0Policy:
+    """`policy` in the precision that LeRobot and openpi compute in with the weights in `directory`.
+
+    They keep some parts of a bfloat16 network in float32. Everything else is shared with `policy`, not copied.
+    """
+    from interp.policies.pi0_weights import (  # needs transformers 5
+        cast_between_parts,
+        open_weights,
+        precisions,
+    )
+
+    wanted = precisions(open_weights(directory))
+    own = dict(policy.module.named_parameters())
+    raised = [name for name, parameter in own.items() if parameter.dtype != wanted.get(name, parameter.dtype)]
+    if not raised:
+        return policy
+    theirs = copy.copy(policy)
+    theirs.module = copy.deepcopy(
+        policy.module, {id(parameter): parameter for name, parameter in own.items() if name not in raised}
+    )
+    for name in raised:
+        parameter = theirs.module.get_parameter(name)
+        parameter.data = parameter.data.to(wanted[name])
+    cast_between_parts(theirs.module)
+    return theirs
 
 
 # ---- what a layout does not say

@@ -89,5 +89,7 @@ def _notes(policy: PI0Policy, asset: str) -> Iterator[str]:
         yield f"sample_kwargs num_steps {config.num_inference_steps}"
     if about.prompt_suffix != "\n":
         yield "openpi ends an instruction with a new line, which this policy was trained without"
+    if precision(policy.module) == "bfloat16":
+        yield "openpi keeps norms and projections in float32: actions differ by bfloat16's rounding"
     if not about.clean_prompt:
         yield "openpi makes spaces of an instruction's underscores and line breaks; this policy was trained without"

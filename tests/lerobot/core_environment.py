@@ -1,4 +1,4 @@
-"""The core environment beside LeRobot's: its transformers has PI0, so what is compared with LeRobot comes from there."""
+"""The core environment beside LeRobot's: its transformers has PI0, with which LeRobot's is compared."""
 
 import os
 import subprocess

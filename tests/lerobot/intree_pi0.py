@@ -110,6 +110,7 @@ def main(root: Path) -> None:
     pi0_files.STOCK = STOCK
     export(base, root / "base-lerobot", frames, about, form="lerobot")
     export(policy, root / "lerobot", frames, about, form="lerobot")
+    export(policy, root / "openpi", frames, about, form="openpi", names=Names(asset="me/robot"))
     names = Names(base=str(root / "base-lerobot"))
     export_adapter(base, policy, root / "adapter", frames, about, form="lerobot-peft", names=names)
     bare: Any = load_policy(build(root / "bare", suffix=""))

@@ -18,9 +18,10 @@ from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 from lerobot.policies.factory import make_policy
 from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+from lerobot_kit import as_lerobot_sees
 from lerobot_reference import LeRobot
 from policy_server import Server, ask, instruct, running
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 from torch import Tensor
 
 from interp.policies import Observation, load_policy
@@ -114,6 +115,22 @@ def test_the_files_are_those_that_lerobot_saves(exported: Path, tmp_path: Path) 
     settings, saved = (json.loads((each / "config.json").read_text()) for each in (ours, again))
     assert settings.pop("device") is None  # LeRobot chooses
     assert {name: saved[name] for name in settings} == settings
+
+
+def test_openpis_weights_load_as_openpi_loads_them(exported: Path, expected: dict[str, Any]) -> None:
+    """With safetensors' `load_model`, strictly, into LeRobot's copy of openpi's PI0Pytorch."""
+    theirs = LeRobot(exported / "base-lerobot")
+    load_model(theirs.policy.model, exported / "openpi" / "model.safetensors")
+    stats = json.loads((exported / "openpi/assets/me/robot/norm_stats.json").read_text())["norm_stats"]
+    state, actions = ({name: np.array(v) for name, v in stats[kind].items()} for kind in ("state", "actions"))
+    for at, observation in enumerate(frames(expected)):
+        processed = theirs.pre(as_lerobot_sees(observation))
+        # openpi/transforms.py, Normalize and Unnormalize
+        normalised = (observation.state - state["mean"]) / (state["std"] + 1e-6)
+        processed["observation.state"] = torch.from_numpy(normalised).float()[None]
+        chunk = theirs.normalised(processed, noise(expected, at))[0]
+        real = chunk.numpy() * (actions["std"] + 1e-6) + actions["mean"]
+        assert_acts(torch.from_numpy(real).float(), expected["tuned"][at])
 
 
 def test_cameras_of_another_size_go_through_lerobots_resizing(

@@ -4,6 +4,7 @@ That LeRobot's own code acts alike on them is promised in tests/lerobot/test_ler
 """
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -244,6 +245,25 @@ def test_a_wrong_export_is_noticed_and_nothing_is_left(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("form", ["lerobot", "openpi"])
+def test_half_precision_acts_as_lerobot_and_openpi_compute_it(
+    form: Any, tuned: Any, observations: list[Observation], tmp_path: Path
+) -> None:
+    """They keep norms and projections in float32: the weights are the policy's, actions differ by its rounding."""
+    full = chunks_of(tuned, observations, 0)
+    for parameter in tuned.module.parameters():  # not its buffers: loaded in bfloat16, they are float32
+        parameter.data = parameter.data.to(torch.bfloat16)
+    half = chunks_of(tuned, observations, 0)
+    done = export(tuned, tmp_path / "out", observations, BASE, form=form)
+    assert done.difference <= 1e-6 * np.abs(full).max()
+    assert any("bfloat16's rounding" in note for note in done.notes)
+    assert np.array_equal(chunks_of(tuned, observations, 0), half)  # the policy itself stays as it is
+    assert {parameter.dtype for parameter in tuned.module.parameters()} == {torch.bfloat16}
+    again = chunks_of(load_policy(tmp_path / "out"), observations, 0)
+    assert 0 < np.abs(again - half).max() <= 2 * np.abs(half - full).max()
+
+
 # ---- the adapter
 
 
@@ -406,6 +426,19 @@ def test_the_verb_exports_the_base_the_policy_and_the_adapter(
         assert "frames agree within" in out
     assert "note: LeRobot cannot build this network" in say("--format", "lerobot", "--overwrite")[1]
     assert (run.path / "exports/aligned-openpi/assets/droid/norm_stats.json").is_file()
+
+
+def test_the_commands_of_the_docs_parse() -> None:
+    docs = Path(robosteer.__file__).parent / "docs"
+    lines = [
+        line
+        for page in ("export.md", "lerobot.md")
+        for line in (docs / page).read_text().splitlines()
+        if line.startswith("robosteer export ")
+    ]
+    assert len(lines) >= 8
+    for line in lines:
+        assert robosteer.build_parser().parse_args(shlex.split(line, comments=True)[1:]).verb == "export"
 
 
 def test_a_network_of_stock_size_is_exported_without_a_warning(
