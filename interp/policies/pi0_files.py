@@ -34,6 +34,8 @@ CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 _MAX_TOKENS, _FLOOR, _SO400M = 48, 1e-6, (1152, 16)
 _RANGES = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 _STATE, _ACTION = "observation.state", "action"
+_SAME = ("chunk_size", "max_state_dim", "max_action_dim", "num_inference_steps", "min_period", "max_period")
+"""Fields that LeRobot's and transformers' configurations share."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -58,7 +60,15 @@ def read(directory: Path) -> Found:
     else:
         stored = open_weights(directory)
         derive = _of_lerobot if about.get("type") == "pi0" else _of_openpi
-        derived, fields, named = derive(directory, about)
+        try:
+            derived, fields, named = derive(directory, about)
+        except UsageError:
+            raise
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            raise UsageError(
+                f"cannot load the policy in {directory}: what lies beside its weights is broken: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         config = _derived(stored, {**fields, **network})
         preprocessing = _merged(directory, derived, given, config)
         named = tokenizer or named
@@ -101,19 +111,8 @@ def _of_lerobot(
         "prompt_suffix": "\n" if "pi0_new_line_processor" in steps else "",
         "images": "lerobot",
     }
-    same = (
-        "chunk_size",
-        "max_state_dim",
-        "max_action_dim",
-        "num_inference_steps",
-        "min_period",
-        "max_period",
-    )
-    return (
-        derived,
-        {name: about[name] for name in same if name in about},
-        tokens.get("config", {}).get("tokenizer_name"),
-    )
+    fields = {name: about[name] for name in _SAME if name in about}
+    return derived, fields, tokens.get("config", {}).get("tokenizer_name")
 
 
 def _normalizers(directory: Path, step: Mapping[str, Any], dims: Mapping[str, int]) -> dict[str, Any]:
@@ -124,10 +123,12 @@ def _normalizers(directory: Path, step: Mapping[str, Any], dims: Mapping[str, in
         raise UsageError(f"cannot load the policy in {directory}: its statistics: {error}") from error
     modes, floor = step["config"].get("norm_map", {}), step["config"].get("eps", 1e-8)
 
-    def of(kind: str, key: str) -> Statistics:
+    def of(kind: str, key: str) -> Statistics | None:
         mode = modes.get(kind.upper(), "IDENTITY")
-        if mode == "IDENTITY" or not any(name.startswith(f"{key}.") for name in stored):
+        if mode == "IDENTITY":
             return Statistics((0.0,) * dims[kind], (1.0,) * dims[kind], 0.0)
+        if not any(name.startswith(f"{key}.") for name in stored):
+            return None  # a base policy, which LeRobot feeds with raw numbers
         wanted = ("mean", "std") if mode == "MEAN_STD" else _RANGES.get(mode)
         if wanted is None:
             raise UsageError(f"{directory}: normalisation {mode} of {kind} is not known here")
@@ -137,7 +138,8 @@ def _normalizers(directory: Path, step: Mapping[str, Any], dims: Mapping[str, in
         first, second = (tuple(stored[f"{key}.{name}"].flatten().double().tolist()) for name in wanted)
         return Statistics(first, second, floor) if mode == "MEAN_STD" else Statistics.of_range(first, second)
 
-    return {"state": of("state", _STATE).to_json(), "action": of("action", _ACTION).to_json()}
+    found = {"state": of("state", _STATE), "action": of("action", _ACTION)}
+    return {kind: statistics.to_json() for kind, statistics in found.items() if statistics is not None}
 
 
 # ---- openpi
@@ -191,23 +193,23 @@ def _merged(
 ) -> Preprocessing:
     """The derived fields, replaced by those that robosteer.json gives."""
     data = {"schema": SCHEMA, **derived, **given}
-    missing = [name for name in ("state_dim", "action_dim", "norm") if not data.get(name)]
-    if missing:
-        raise UsageError(
-            f"{directory} does not say {missing[0]}: it has no assets/<id>/norm_stats.json; copy openpi's assets "
-            f"beside the weights, or write {FILE} with state_dim, action_dim and norm (mean and std of each)"
-        )
-    norm = dict(data["norm"])
-    for kind in (
-        "state",
-        "action",
-    ):  # published statistics may be padded; a given dimension says where they end
-        dim = data[f"{kind}_dim"]
-        norm[kind] = {name: v[:dim] if isinstance(v, list | tuple) else v for name, v in norm[kind].items()}
-    data["execute"] = min(data["execute"], config.chunk_size)
     try:
+        norm = {**derived["norm"], **given.get("norm", {})}
+        missing = [f"{kind}_dim" for kind in ("state", "action") if not data.get(f"{kind}_dim")]
+        missing += [f"statistics of {kind}" for kind in ("state", "action") if kind not in norm]
+        if missing:
+            raise UsageError(
+                f"{directory} has no {missing[0]}: write {FILE} with state_dim, action_dim and norm (mean and std of "
+                "state and action of the training data), or copy openpi's assets beside the weights"
+            )
+        for kind in ("state", "action"):  # published statistics are often padded
+            dim, numbers = data[f"{kind}_dim"], norm[kind].items()
+            norm[kind] = {name: v[:dim] if isinstance(v, list | tuple) else v for name, v in numbers}
+        data["execute"] = min(data["execute"], config.chunk_size)
         return Preprocessing.from_json({**data, "norm": norm})
-    except (KeyError, TypeError) as error:
+    except UsageError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{directory / FILE} is broken: {type(error).__name__}: {error}") from error
 
 

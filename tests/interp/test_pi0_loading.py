@@ -299,10 +299,15 @@ def _another_robot(directory: Path) -> None:
     shutil.copytree(directory / "assets/physical-intelligence", directory / "assets/other")
 
 
+def _no_statistics(directory: Path) -> None:
+    """As in lerobot/pi0_base."""
+    save_file({"observation.images.front.mean": torch.ones(3)}, directory / "norm.safetensors")
+
+
 @pytest.mark.parametrize(
     ("kind", "fault", "said"),
     [
-        ("openpi", _without("assets"), "does not say state_dim"),
+        ("openpi", _without("assets"), "has no state_dim"),
         ("openpi", _another_robot, "assets of several robots"),
         (
             "openpi",
@@ -315,6 +320,9 @@ def _another_robot(directory: Path) -> None:
         ("openpi", _without("model.safetensors"), r"no model\.safetensors"),
         ("lerobot", _without("policy_preprocessor.json"), "policy_preprocessor.json is missing"),
         ("lerobot", _without("norm.safetensors"), "its statistics"),
+        ("lerobot", _no_statistics, "has no statistics of state"),
+        ("lerobot", _field("policy_preprocessor.json", steps=["x"]), "is broken: AttributeError"),
+        ("openpi", _field("robosteer.json", norm={"state": 3}), r"robosteer\.json is broken"),
         ("lerobot", _field("policy_preprocessor.json", steps=[]), "no normalizer_processor"),
         ("lerobot", _field("config.json", output_features={}), "no feature action"),
         ("lerobot", _field("config.json", tokenizer_max_length=0), "max_tokens"),
