@@ -9,10 +9,12 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from export_kit import answer_here
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PI0Config, PI0ForConditionalGeneration, PreTrainedTokenizerFast
@@ -20,6 +22,8 @@ from transformers import PI0Config, PI0ForConditionalGeneration, PreTrainedToken
 import steering.export
 from interp.heads import Head
 from interp.policies import Observation, Policy, load_policy
+from interp.policies.pi0_layouts import from_transformers
+from interp.policies.spec import TowerSpec
 from steering import pi0_files
 from steering.export import Names, export, export_adapter
 from steering.pi0_files import Gemma, Stock
@@ -101,7 +105,20 @@ def tuned(base: Path) -> Policy:
     return policy
 
 
+def released() -> dict[str, Any]:
+    """Of transformers' default PI0, which has the released sizes: configuration and tensors under LeRobot's names."""
+    config = PI0Config()
+    with init_empty_weights():
+        module: Any = PI0ForConditionalGeneration(config)
+    one = TowerSpec((8,), 1, 256)
+    policy: Any = SimpleNamespace(module=module, spec=SimpleNamespace(towers={"vlm": one, "expert": one}))
+    network = pi0_files.Network.of(policy)
+    shapes = {from_transformers(name, "lerobot"): list(t.shape) for name, t in module.state_dict().items()}
+    return {"variants": [network.vlm, network.expert], "shapes": shapes}
+
+
 def main(root: Path) -> None:
+    (root / "released.json").write_text(json.dumps(released()))
     base = load_policy(build(root / "base"))
     policy, frames = tuned(root / "base"), observations(3)
     about = {"base": {"source": "tiny", "fingerprint": base.fingerprint}}

@@ -17,6 +17,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 from lerobot.policies.factory import make_policy
 from lerobot.policies.pi0 import modeling_pi0
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy
 from lerobot_kit import as_lerobot_sees
 from lerobot_reference import LeRobot
@@ -97,6 +98,21 @@ def test_every_tensor_is_in_its_place(exported: Path) -> None:
     assert stored.keys() <= own.keys()
     assert all(torch.equal(own[name], tensor) for name, tensor in stored.items())
     assert torch.equal(own[twin], stored["model.paligemma_with_expert.paligemma.lm_head.weight"])
+
+
+def test_the_released_network_has_lerobots_names_and_shapes(exported: Path) -> None:
+    """LeRobot builds what its names of variants say; of 3.5 billion parameters, so without memory for them."""
+    about = json.loads((exported / "released.json").read_text())
+    vlm, expert = about["variants"]
+    config = PI0Config(device="cpu", paligemma_variant=vlm, action_expert_variant=expert)
+    config.device = "meta"
+    with patched_gemma.released_size(), torch.device("meta"):
+        theirs = PI0Policy(config)
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == 3_501_372_176
+    shapes = {name: list(tensor.shape) for name, tensor in theirs.state_dict().items()}
+    twin = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
+    assert shapes.pop(twin) == shapes["model.paligemma_with_expert.paligemma.lm_head.weight"]
+    assert about["shapes"] == shapes
 
 
 def test_the_files_are_those_that_lerobot_saves(exported: Path, tmp_path: Path) -> None:
