@@ -201,8 +201,16 @@ def write_about(policy: PI0Policy, directory: Path, names: Sequence[str]) -> Non
 
 def rescaled(stats: Statistics, floor: float) -> dict[str, list[float]]:
     """Mean and std for a library that divides by std + `floor`, such that it divides by what the policy did."""
-    std = stats.std if stats.floor == floor else [max(s + stats.floor - floor, 0.0) for s in stats.std]
+    own, theirs = np.float32(stats.floor), np.float32(floor)
+    std = stats.std if own == theirs else [_with_sum(np.float32(s) + own, theirs) for s in stats.std]
     return {"mean": list(stats.mean), "std": list(std)}
+
+
+def _with_sum(total: np.float32, floor: np.float32) -> float:
+    """The number that gives `total` if `floor` is added to it, also after rounding: actions follow every bit."""
+    near = max(total - floor, np.float32(0))
+    tries = (near, np.nextafter(near, np.float32(np.inf)), np.nextafter(near, np.float32(0)))
+    return float(next((each for each in tries if each + floor == total), near))
 
 
 # ---- tokenizer
