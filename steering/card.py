@@ -33,7 +33,8 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy
 
 policy = PI0Policy.from_pretrained("this/directory")
-before, after = make_pre_post_processors(policy.config, "this/directory")
+device = {"device_processor": {"device": policy.config.device}}
+before, after = make_pre_post_processors(policy.config, "this/directory", preprocessor_overrides=device)
 """
 _LEROBOT_ADAPTER = """
 from lerobot.configs.policies import PreTrainedConfig

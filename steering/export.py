@@ -286,14 +286,21 @@ def _lerobot_adapter(
             f"LeRobot does not read {base.source} (transformers' layout): name a base that it reads with "
             "--lerobot-base, a hub id or directory (`robosteer export --name base --format lerobot` writes one)"
         )
+    taken: tuple[str, ...] = ()
     if Path(where).is_dir():
         check_weights(pi0, Path(where), "lerobot")
         where = str(Path(where).resolve())
+    elif where.startswith((".", "/", "~")) or where.count("/") != 1:
+        raise UsageError(f"--lerobot-base {where}: no such directory, and no hub id (owner/name)")
+    elif names.base is not None:
+        taken = (
+            f"LeRobot loads the base {where} from the hub: it was not compared with the base of the training",
+        )
     fresh.mkdir()
     words = tokenizer_name(pi0, target, names.tokenizer)
     notes = lerobot_settings(pi0, fresh, observations, words, use_peft=True)
     renamed.save(fresh, where)
-    return _Draft(base.source, notes=notes)
+    return _Draft(base.source, notes=(*taken, *notes))
 
 
 def _beside(base: Policy, directory: Path) -> str:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from core_environment import run_in_core
 from lerobot.configs.policies import PreTrainedConfig
-from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
 from lerobot.policies.factory import make_policy
 from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
@@ -173,6 +173,19 @@ def test_make_policy_loads_the_policy_and_the_adapter(
     theirs = LeRobot(exported / "base-lerobot").running(make(exported / directory, dataset))
     for at, observation in enumerate(frames(expected)):
         assert_acts(theirs.chunk(observation, None, noise(expected, at)), expected["tuned"][at])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("directory", ["lerobot", "adapter"])
+def test_what_the_card_says_runs(exported: Path, dataset: Path, directory: str) -> None:
+    card = (exported / directory / "README.md").read_text()
+    code = (
+        card.partition("```python\n")[2]
+        .partition("```")[0]
+        .replace("this/directory", str(exported / directory))
+    )
+    known: dict[str, Any] = {"dataset": LeRobotDataset("local/tiny", root=dataset)}
+    exec(code, known)
+    assert known["policy"].config.type == "pi0"
 
 
 def test_no_tensor_of_the_adapter_is_left_over(exported: Path, dataset: Path) -> None:

@@ -365,9 +365,17 @@ def test_an_adapter_needs_its_own_base_in_lerobots_layout(
     names = Names(base=str(tmp_path / "other"))
     with pytest.raises(UsageError, match="other does not hold the weights of"):
         export_job(job, tmp_path / "adapter", demos, form="lerobot-peft", names=names)
+    with pytest.raises(UsageError, match=r"--lerobot-base \./gone: no such directory, and no hub id"):
+        export_job(job, tmp_path / "adapter", demos, form="lerobot-peft", names=Names(base="./gone"))
     with pytest.raises(UsageError, match="is of what a training changed"):
         export_base(load_policy(other_policy_dir), tmp_path / "none", demos, form="lerobot-peft")
     assert not (tmp_path / "adapter").exists()
+    done = export_job(
+        job, tmp_path / "adapter", demos, form="lerobot-peft", names=Names(base="lerobot/pi0_base")
+    )
+    assert done.notes[0].startswith(
+        "LeRobot loads the base lerobot/pi0_base from the hub: it was not compared"
+    )
 
 
 @pytest.mark.usefixtures("at_once")
