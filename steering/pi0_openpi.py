@@ -80,8 +80,9 @@ def openpi_directory(
 
 def _notes(policy: PI0Policy, asset: str) -> Iterator[str]:
     config, about = policy.module.config, policy.preprocessing
-    pairs = zip(about.cameras, CAMERAS, strict=False)
-    yield "cameras as openpi's images: " + ", ".join(f"{camera} is {theirs}" for camera, theirs in pairs)
+    called = {ours: theirs for ours, theirs in zip(about.cameras, CAMERAS, strict=False) if ours != theirs}
+    if called:
+        yield "cameras as openpi's images: " + ", ".join(f"{ours} is {name}" for ours, name in called.items())
     yield f"pi0 with action_horizon {config.chunk_size}, asset_id {asset}, use_quantile_norm False"
     if config.max_state_dim != config.max_action_dim:
         yield f"openpi pads state ({config.max_state_dim}) and action ({config.max_action_dim}) to one action_dim"
