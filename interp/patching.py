@@ -19,7 +19,7 @@ Axes: edit, pair, action; see sweep.py for how a sweep runs and what it recomput
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.assembly import Interval, bootstrap, grid_of, resumable, spread, tower_scores
-from interp.demos import Demonstrations
+from interp.demos import Demonstrations, Episode
 from interp.errors import UsageError
 from interp.noise import keyed_noise
 from interp.policies.protocol import Batch, Observation, Policy
@@ -63,8 +63,10 @@ class Pairs:
             raise UsageError(f"{len(self.group)} groups for {len(self.clean)} pairs: give one a pair")
 
     @classmethod
-    def of_frames(cls, demos: Demonstrations, n: int, seed: int = 0) -> "Pairs":
-        """Frames of the demonstrations, each with the frame of another episode at the same part of its way.
+    def of_frames(cls, policy: Policy, demos: Demonstrations, n: int, seed: int = 0) -> "Pairs":
+        """Frames of the demonstrations, each with the frame of another episode at the same part of its way: one with
+        the same words, or else as many tokens, for the vlm's positions correspond only then. Episodes that no other
+        matches are left out, unless none is matched.
 
         What differs is whatever differs between episodes: for one thing at a time take factor pairs (interp/factors).
         """
@@ -72,12 +74,14 @@ class Pairs:
             raise UsageError(
                 f"{n} pairs of {len(demos.episodes)} episodes: pairs need at least two episodes, and n >= 1"
             )
+        partners = _partners(policy, demos)
+        frames = np.flatnonzero([bool(partners[int(episode)]) for episode in demos.episode_of])
+        if not len(frames):
+            frames = np.arange(len(demos))
         rng, clean, corrupt = np.random.default_rng(seed), [], []
-        for frame in spread(len(demos), n).tolist():
+        for frame in frames[spread(len(frames), n)].tolist():
             own = demos.episodes[int(demos.episode_of[frame])]
-            others = [episode for episode in demos.episodes if episode is not own]
-            # The same words if there are any: then prompts are equally long.
-            others = [each for each in others if each.instruction == own.instruction] or others
+            others = partners[int(demos.episode_of[frame])] or [e for e in demos.episodes if e is not own]
             other = others[int(rng.integers(len(others)))]
             part = (frame - own.start) / max(1, len(own) - 1)
             clean.append(frame)
@@ -105,6 +109,29 @@ class Pairs:
 
     def blocks(self, size: int) -> list[list[int]]:
         return [list(range(at, min(at + size, len(self)))) for at in range(0, len(self), size)]
+
+
+def prompt_lengths(policy: Policy, observations: Sequence[Observation]) -> list[int]:
+    """Language tokens of every observation's prompt, padding apart."""
+    language = policy.spec.span("language").slice
+    return [int(n) for n in policy.batch(observations)["attention_mask"][:, language].sum(dim=1)]
+
+
+def _partners(policy: Policy, demos: Demonstrations) -> list[list[Episode]]:
+    """Of every episode, the others with the same words; if there are none, those with as many tokens."""
+    texts = list(dict.fromkeys(episode.instruction for episode in demos.episodes))
+    example = demos.observation(0)
+    tokens = dict(
+        zip(texts, prompt_lengths(policy, [replace(example, instruction=t) for t in texts]), strict=True)
+    )
+
+    def found(own: Episode, same: Callable[[Episode], object]) -> list[Episode]:
+        return [other for other in demos.episodes if other is not own and same(other) == same(own)]
+
+    return [
+        found(own, lambda e: e.instruction) or found(own, lambda e: tokens[e.instruction])
+        for own in demos.episodes
+    ]
 
 
 @dataclass(frozen=True)

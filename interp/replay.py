@@ -27,6 +27,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.keyvalues import Complete, KeyValues, cache_argument
 from interp.policies.protocol import Batch, Policy, Prefix
 
 
@@ -162,54 +163,29 @@ class PrefixTrace:
     @property
     def replayable(self) -> bool:
         """Whether this family's layers hand their keys and values to a transformers cache."""
-        return all(_cache_name(arguments) for arguments in self.record.arguments)
+        return all(cache_argument(arguments) for arguments in self.record.arguments)
 
     def replay(self, first: int, n: int) -> Prefix:
         """The prefix with every row n times, of which everything after z of layer `first` was computed again."""
         clean, rows = self.prefix.repeat(n), len(self.prefix)
         layers = len(self.record.arguments)
         known = {at: (clean.keys[at], clean.values[at]) for at in range(first + 1)}
-        cache = _KeyValues(layers - 1, known)
+        cache = KeyValues(layers - 1, known)
         hidden = self.record.entering(0, first).repeat_interleave(n, dim=0)
         for layer in range(first, layers if first < layers - 1 else 0):
             given = self.record.arguments[layer]
             arguments = {name: _repeated(value, rows, n) for name, value in given.items()}
-            arguments[_cache_name(given) or ""] = cache
+            arguments[cache_argument(given) or ""] = cache
             with ExitStack() as stack:
                 if layer == first:
                     stack.enter_context(resumed(self.policy, "vlm", self.record, 0, first, n, reads=False))
                 try:
                     out = self.policy.block("vlm", layer).layer(hidden, **arguments)
-                except _Complete:
+                except Complete:
                     break
             hidden = out[0] if isinstance(out, tuple) else out
         keys, values = zip(*(cache.layers[layer] for layer in range(layers)), strict=True)
         return Prefix(keys, values, clean.mask)
-
-
-def _cache_name(arguments: Mapping[str, Any]) -> str | None:
-    """The argument that is a transformers cache; it was renamed in transformers 5.24."""
-    return next((name for name in ("cache", "past_key_values") if name in arguments), None)
-
-
-class _Complete(Exception):
-    """Keys and values of all layers are there: the rest of the last layer reaches nothing."""
-
-
-class _KeyValues:
-    """The one method of a transformers cache that an attention layer calls."""
-
-    def __init__(self, last: int, layers: dict[int, tuple[Tensor, Tensor]]) -> None:
-        self.last = last
-        self.layers = layers
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer: int, *others: Any, **named: Any
-    ) -> tuple[Tensor, Tensor]:
-        self.layers[layer] = (keys, values)
-        if layer == self.last:
-            raise _Complete
-        return keys, values
 
 
 def _repeated(value: Any, rows: int, n: int) -> Any:

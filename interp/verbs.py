@@ -300,7 +300,7 @@ def pairs_of(run: Run, policy: Policy, a: Namespace) -> Pairs:
 
     recordings = partial(demos_of, run, a.demos)
     if a.factor is None:
-        return Pairs.of_frames(recordings().for_policy(policy.spec), a.pairs, a.seed)
+        return Pairs.of_frames(policy, recordings().for_policy(policy.spec), a.pairs, a.seed)
     (found,) = pairs_for(run, policy, recordings, [a.factor], a.pairs, seed=a.seed, progress=True)
     return found.pairs
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.keyvalues import Complete, KeyValues, cache_argument
 from interp.policies import Batch, Policy, Prefix
 
 
@@ -38,8 +39,8 @@ class Constant:
         self.layers = policy.spec.tower("vlm").layers
 
     def of(self, batch: Batch) -> dict[str, Any] | None:
-        """None if this family's vlm cannot start in the middle: its layers must hand keys and values to a
-        `past_key_values` with transformers' `update`."""
+        """None if this family's vlm cannot start in the middle: its layers must hand keys and values to a transformers
+        cache."""
         inputs: list[Tensor] = []
         arguments: list[Mapping[str, Any]] = []
 
@@ -60,27 +61,29 @@ class Constant:
         if self.start == self.layers:
             return values
         later = arguments[self.start :]
-        if not later or not all("past_key_values" in others for others in later):
+        if not later or not all(map(cache_argument, later)):
             return None
         return {
             **values,
             "input": inputs[self.start],
-            "arguments": [{**others, "past_key_values": None} for others in later],
+            "arguments": [{**others, cache_argument(others): None} for others in later],
         }
 
     def complete(self, values: Mapping[str, Any]) -> tuple[Batch, Prefix]:
         keys, found = list(values["keys"]), list(values["values"])
         if self.start < self.layers:
-            rest = _KeyValues(last=self.layers - 1)
+            rest = KeyValues(last=self.layers - 1)
             hidden = values["input"]
             for layer, others in enumerate(values["arguments"], start=self.start):
+                arguments = {**others, cache_argument(others) or "": rest}
                 try:
-                    out = self.policy.block("vlm", layer).layer(hidden, **{**others, "past_key_values": rest})
-                except _Complete:
+                    out = self.policy.block("vlm", layer).layer(hidden, **arguments)
+                except Complete:
                     break
                 hidden = out[0] if isinstance(out, tuple) else out
-            keys += rest.keys
-            found += rest.values
+            computed = [rest.layers[layer] for layer in range(self.start, self.layers)]
+            keys += [key for key, _ in computed]
+            found += [value for _, value in computed]
         return values["batch"], Prefix(tuple(keys), tuple(found), values["mask"], tuple(values["read"]))
 
 
@@ -96,23 +99,3 @@ def _watched(policy: Policy, batch: Batch, see: Callable[[Tensor, Mapping[str, A
             module = policy.block("vlm", layer).layer
             stack.callback(module.register_forward_pre_hook(show, with_kwargs=True).remove)
         return policy.prefix(batch)
-
-
-class _Complete(Exception):
-    """Keys and values of all layers are there: the rest of the last layer reaches nothing."""
-
-
-class _KeyValues:
-    """The one method of a transformers cache that an attention layer calls; layers come in order."""
-
-    def __init__(self, last: int) -> None:
-        self.last = last
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *others: Any) -> tuple[Tensor, Tensor]:
-        self.keys.append(keys)
-        self.values.append(values)
-        if layer == self.last:
-            raise _Complete
-        return keys, values

@@ -37,15 +37,21 @@
     mirror(api, rs.chosen(), null);
   };
 
-  /* A grid that has just been made shows the selection too; its own first events come before anybody can listen. */
+  /* A grid that has just been made shows the selection too.  Its own first events come before anybody can listen, and
+   * how long it takes to have rows nobody says: look again until it has. */
+  let again = null;
   const meet = () => {
+    let awaited = false;
     document.querySelectorAll('.rs-head-grid[id]').forEach(({ id }) => {
       let api = null;
-      try { api = dash_ag_grid.getApi(id); } catch { return; } // not there yet
-      if (!api || met.has(api) || !api.getDisplayedRowCount()) return; // known, or still without rows
+      try { api = dash_ag_grid.getApi(id); } catch { /* not there yet */ }
+      if (api && met.has(api)) return;
+      if (!api || !api.getDisplayedRowCount()) { awaited = true; return; }
       met.add(api);
       setTimeout(() => welcome(id, api), 100);
     });
+    clearTimeout(again);
+    if (awaited) again = setTimeout(meet, 250);
   };
 
   rs.mirrorGrids = (heads, last) => {

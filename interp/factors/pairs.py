@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Generic, Literal, TypeVar
 
 from interp.errors import UsageError, unknown
-from interp.patching import Pairs
+from interp.patching import Pairs, prompt_lengths
 from interp.policies.protocol import Observation, Policy
 
 FACTORS = ("visual", "linguistic", "physical")
@@ -139,12 +139,6 @@ def emptied(pairs: Pairs) -> Pairs:
     """The empty-prompt control: the clean observations with and without their instruction."""
     silent = tuple(replace(observation, instruction="") for observation in pairs.clean)
     return Pairs(pairs.clean, silent, pairs.group)
-
-
-def prompt_lengths(policy: Policy, observations: Sequence[Observation]) -> list[int]:
-    """Language tokens of every observation's prompt, padding apart."""
-    language = policy.spec.span("language").slice
-    return [int(n) for n in policy.batch(observations)["attention_mask"][:, language].sum(dim=1)]
 
 
 def as_long(policy: Policy, observation: Observation, instructions: Sequence[str]) -> list[str]:

@@ -282,7 +282,7 @@ FULL = Plan(
                     for recipe in ("aligned", "random-k")
                 ),
             ),
-            tasks=ADAPTING,
+            tasks=(*ADAPTING, "pick-cube"),  # where what trains the vlm helps and the expert's heads do not
         ),
     ),
 )

@@ -61,7 +61,7 @@ def _between_frames(method: Callable[..., HeadScores]) -> Scorer:
     def score(
         policy: Policy, demos: Demonstrations, run: Run, tower: str, sizes: Mapping[str, int]
     ) -> HeadScores:
-        pairs = Pairs.of_frames(demos.for_policy(policy.spec), sizes.get("pairs", PAIRS))
+        pairs = Pairs.of_frames(policy, demos.for_policy(policy.spec), sizes.get("pairs", PAIRS))
         return method(policy, pairs, towers=(tower,), data=run.data)
 
     return score

@@ -14,8 +14,9 @@ import robosteer
 from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.factors import edits, tabletop_edits
-from interp.factors.pairs import FACTORS, FactorPairs, as_long, prompt_lengths
+from interp.factors.pairs import FACTORS, FactorPairs, as_long
 from interp.factors.tabletop import tabletop_pairs, tasks_saying
+from interp.patching import prompt_lengths
 from interp.policies import Observation, Policy, load_policy
 from interp.runs import Run
 from testbed.expert import Expert

@@ -11,6 +11,7 @@ import robosteer
 from interp.attribution import atp
 from interp.capture import capture
 from interp.demos import Demonstrations
+from interp.errors import UsageError
 from interp.patching import Pairs, patch_heads
 from interp.policies import load_policy
 from interp.runs import Run
@@ -35,7 +36,9 @@ def test_patch_saves_what_patch_heads_finds(run: Run, capsys: pytest.CaptureFixt
     assert status == 0
     assert "expert: best expert.L" in out
     policy, demos = load_policy(run.info["policy"]["source"]), Demonstrations.open(run.info["data"]["path"])
-    expected = patch_heads(policy, Pairs.of_frames(demos, 3), step=1, resamples=0).tower("expert").value
+    expected = (
+        patch_heads(policy, Pairs.of_frames(policy, demos, 3), step=1, resamples=0).tower("expert").value
+    )
     np.testing.assert_array_equal(run.read_scores("patching").tower("expert").value, expected)
 
 
@@ -63,12 +66,34 @@ def test_every_method_leaves_its_scores(run: Run, capsys: pytest.CaptureFixture[
 
 
 def test_pairs_of_frames_are_of_two_episodes(run: Run) -> None:
-    demos = Demonstrations.open(run.info["data"]["path"])
-    pairs = Pairs.of_frames(demos, 5)
+    demos, policy = Demonstrations.open(run.info["data"]["path"]), load_policy(run.info["policy"]["source"])
+    pairs = Pairs.of_frames(policy, demos, 5)
     assert len(pairs) == 5
-    assert pairs.fingerprint == Pairs.of_frames(demos, 5).fingerprint
+    assert pairs.fingerprint == Pairs.of_frames(policy, demos, 5).fingerprint
     assert all(not np.array_equal(a.state, b.state) for a, b in zip(pairs.clean, pairs.corrupt, strict=True))
-    assert atp(load_policy(run.info["policy"]["source"]), pairs, resamples=0).n == {"pairs": 5, "groups": 3}
+    assert atp(policy, pairs, resamples=0).n == {"pairs": 5, "groups": 2}  # of two tasks, one has one episode
+
+
+def test_pairs_of_frames_have_prompts_of_one_length_if_they_can(run: Run, tmp_path: Path) -> None:
+    policy = load_policy(run.info["policy"]["source"])
+
+    def saying(name: str, *texts: str) -> Demonstrations:
+        episodes = zip(random_episodes((4, 3, 3)), texts, strict=True)
+        return Demonstrations.open(
+            write_dataset(tmp_path / name, [{**e, "task": text} for e, text in episodes])
+        )
+
+    red, button, blue = "pick up the red cube", "press the button", "pick up the blue cube"
+    pairs = Pairs.of_frames(policy, saying("alike", red, button, blue), 6)
+    assert len(pairs) == 6
+    assert set(pairs.group) == {0, 2}  # nothing is as long as the words of episode 1
+    told = {(a.instruction, b.instruction) for a, b in zip(pairs.clean, pairs.corrupt, strict=True)}
+    assert told == {(red, blue), (blue, red)}
+    assert np.isfinite(patch_heads(policy, pairs, towers=("vlm",), resamples=0).tower("vlm").value[0]).all()
+
+    pairs = Pairs.of_frames(policy, saying("unlike", red, button, f"{blue} now"), 3)
+    with pytest.raises(UsageError, match="prompts of a pair differ in length"):
+        patch_heads(policy, pairs, towers=("vlm",), resamples=0)
 
 
 def test_mistakes_are_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

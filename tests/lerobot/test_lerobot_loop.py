@@ -22,11 +22,10 @@ from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.factors.edits import edited_pairs
 from interp.factors.effects import measure
-from interp.factors.pairs import prompt_lengths
 from interp.heads import Head
 from interp.knn import KnnSettings, rank
 from interp.mass import attention_mass
-from interp.patching import Pairs, patch_heads
+from interp.patching import Pairs, patch_heads, prompt_lengths
 from interp.policies import Observation, Policy, load_policy
 from interp.watching import watch
 from steering.export import export_job
