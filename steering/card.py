@@ -7,7 +7,7 @@ part is kept. Hugging Face shows the README as the model's page.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,49 @@ from interp.policies import load_policy
 policy = load_policy("{base}")
 peft.PeftModel.from_pretrained(policy.module, "this/directory").eval()  # in place: policy acts finetuned now
 """
+_LEROBOT = """
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+
+policy = PI0Policy.from_pretrained("this/directory")
+device = {"device_processor": {"device": policy.config.device}}
+before, after = make_pre_post_processors(policy.config, "this/directory", preprocessor_overrides=device)
+"""
+_LEROBOT_ADAPTER = """
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import make_policy
+
+config = PreTrainedConfig.from_pretrained("this/directory")
+config.pretrained_path = "this/directory"
+policy = make_policy(config, ds_meta=dataset.meta)
+"""
+_OPENPI = """
+from openpi.policies.policy_config import create_trained_policy
+
+policy = create_trained_policy(train_config, "this/directory")
+"""
+_USE = {
+    "merged": ("transformers", _MERGED),
+    "peft": ("peft", _ADAPTER),
+    "lerobot": ("lerobot", _LEROBOT),
+    "lerobot-peft": ("lerobot", _LEROBOT_ADAPTER),
+    "openpi": ("openpi", _OPENPI),
+}
+"""Of a form, the library that reads it, and how."""
 
 
 def make_card(
-    provenance: Mapping[str, Any], *, policy: str, form: str, frames: int, difference: float
+    provenance: Mapping[str, Any],
+    *,
+    policy: str,
+    form: str,
+    frames: int,
+    difference: float,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The card of a verified export: `policy` is the fingerprint of the policy that it acts as."""
-    return {
+    """The card of a verified export: `policy` is the fingerprint of the policy that it acts as, `notes` what whoever
+    receives it has to know."""
+    card = {
         **_portable(provenance),
         "schema": SCHEMA,
         "policy": policy,
@@ -42,6 +78,7 @@ def make_card(
         "verified": {"frames": frames, "largest_difference": difference},
         "created": now(),
     }
+    return {**card, "notes": list(notes)} if notes else card
 
 
 def base_name(source: str) -> str:
@@ -70,23 +107,23 @@ def _portable_result(result: Mapping[str, Any]) -> dict[str, Any]:
 def readme(card: Mapping[str, Any]) -> str:
     """The card for people."""
     base, recipe = card.get("base") or {}, card.get("recipe") or {}
-    adapter = card.get("form") == "peft"
-    lines = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: robotics"]
-    if adapter and base.get("source"):
+    library, use = _USE[card.get("form", "merged")]
+    lines = ["---", f"library_name: {library}", "pipeline_tag: robotics"]
+    if "peft" in card.get("form", "") and base.get("source"):
         lines.append(f"base_model: {base['source']}")
     lines += [
         "tags: [robosteer]",
         "---",
-        f"# {base.get('source', 'policy')}, finetuned with robosteer",
+        f"# {base.get('source', 'policy')}, {'finetuned' if recipe else 'exported'} with robosteer",
         "",
         f"- policy: `{card['policy']}`",
         f"- base: `{base.get('source', '?')}` (`{base.get('fingerprint', '?')}`)",
-        f"- recipe: {recipe.get('name', '?')}, {recipe.get('steps', '?')} steps",
+        *([f"- recipe: {recipe.get('name', '?')}, {recipe.get('steps', '?')} steps"] if recipe else []),
         *_facts(card),
         *_results(card.get("results") or []),
         "",
         "```python",
-        *(_ADAPTER if adapter else _MERGED).format(base=base.get("source", "base")).strip().splitlines(),
+        *use.replace("{base}", str(base.get("source", "base"))).strip().splitlines(),
         "```",
     ]
     return "\n".join([*lines, ""])
@@ -106,7 +143,7 @@ def _facts(card: Mapping[str, Any]) -> list[str]:
         f"- verified: reloaded in a fresh process, actions on {verified['frames']} frames within "
         f"{verified['largest_difference']:.1e}"
     )
-    return lines
+    return lines + [f"- note: {note}" for note in card.get("notes", ())]
 
 
 def _results(results: list[Mapping[str, Any]]) -> list[str]:

@@ -1,11 +1,14 @@
 """Export: a finetuned policy as files that others can use, proven before they are called done.
 
-Two forms, each with a card (steering/card.py):
+Five forms, each with a card (steering/card.py):
 
-merged   a plain checkpoint that `load_policy` and transformers' `from_pretrained` read, nothing of ours in it
-peft     a standard PEFT adapter for the base (steering/adapter.py), as small as what was trained
+merged        a plain checkpoint that `load_policy` and the policy's own library read, nothing of ours in it
+peft          a standard PEFT adapter for the base (steering/adapter.py), as small as what was trained
+lerobot       transformers' pi0 as LeRobot's `from_pretrained`, `make_policy` and policy server read it
+openpi        transformers' pi0 as openpi's PyTorch port reads it
+lerobot-peft  the adapter under LeRobot's names, for `make_policy`
 
-Either is written beside its destination, reloaded in a fresh process, its action chunks on real frames are
+Each is written beside its destination, reloaded in a fresh process, its action chunks on real frames are
 compared with the policy in memory, and only then is it renamed into place.
 """
 
@@ -16,23 +19,27 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from interp.demos import Demonstrations
 from interp.errors import UsageError, unknown
 from interp.heads import Head
-from interp.policies import Observation, Policy, load_policy
+from interp.policies import Observation, Policy, load_policy, policy_directory
 from interp.runs import read_json, write_atomic, write_json
-from steering import adapter
+from steering import adapter, pi0_adapter
 from steering.adapter import Adapter, LowRank, kept_factors
 from steering.card import CARD, README, base_name, make_card, readme
 from steering.finetune import CHECKPOINT, POLICY, SUMMARY
+from steering.pi0_files import as_they_compute, check_weights
+from steering.pi0_lerobot import lerobot_directory, lerobot_settings, tokenizer_name
+from steering.pi0_openpi import openpi_directory
 from steering.slices import SlicedLinear
 from steering.verify import ask_fresh_process, chunks_of
 
-Form = Literal["merged", "peft"]
+Form = Literal["merged", "peft", "lerobot", "openpi", "lerobot-peft"]
+ADAPTERS: tuple[Form, ...] = ("peft", "lerobot-peft")
 TOLERANCE = 1e-6
 """Largest difference of an action, in robot units, between the policy in memory and its export; where actions exceed
 1, relative to the largest of them."""
@@ -47,12 +54,35 @@ class ExportError(RuntimeError):
 @dataclass(frozen=True)
 class Exported:
     """A verified export. `fingerprint` is that of the policy it acts as; `difference` is the largest absolute
-    difference of any action on `frames` frames."""
+    difference of any action on `frames` frames; `notes` is what whoever receives it has to know."""
 
     directory: Path
     fingerprint: str
     frames: int
     difference: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Names:
+    """What an export for another library can only name, as the robot's machine knows it."""
+
+    tokenizer: str | None = None
+    """What LeRobot's tokenizer step loads, a hub id or a path: PaliGemma's from the hub or the export's own."""
+    asset: str | None = None
+    """openpi's asset_id: the directory's name."""
+    base: str | None = None
+    """The base in LeRobot's layout, for an adapter: where the training had it from, if it was that."""
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What was written, before it is verified: the base that it needs, the policy that it must act as where that is
+    not the one in memory, and notes."""
+
+    base: str | None = None
+    acts_as: Policy | None = None
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -61,6 +91,8 @@ def export(
     observations: Sequence[Observation],
     provenance: Mapping[str, Any],
     *,
+    form: Form = "merged",
+    names: Names | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Exported:
@@ -70,12 +102,21 @@ def export(
     results under `results` if there are any.
     """
     _check_merged(policy)
+    _check_form(policy, form)
+    names, target, pi0 = names or Names(), Path(directory), cast(Any, policy)
 
-    def write(fresh: Path) -> str | None:
+    def write(fresh: Path) -> _Draft:
+        if form == "lerobot":
+            words = tokenizer_name(pi0, target, names.tokenizer)
+            notes = lerobot_directory(pi0, fresh, observations, words)
+            return _Draft(acts_as=as_they_compute(pi0, fresh), notes=notes)
+        if form == "openpi":
+            notes = openpi_directory(pi0, fresh, observations, names.asset or target.name)
+            return _Draft(acts_as=as_they_compute(pi0, fresh), notes=notes)
         policy.save(fresh)
-        return None
+        return _Draft()
 
-    return _export("merged", policy, Path(directory), write, observations, provenance, seed, overwrite)
+    return _export(form, policy, target, write, observations, provenance, seed, overwrite)
 
 
 def export_adapter(
@@ -85,6 +126,8 @@ def export_adapter(
     observations: Sequence[Observation],
     provenance: Mapping[str, Any],
     *,
+    form: Form = "peft",
+    names: Names | None = None,
     kept: Mapping[str, LowRank] | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -95,15 +138,19 @@ def export_adapter(
     process loads the base again from where it came: `base.source`.
     """
     _check_merged(policy)
+    _check_form(policy, form)
     found = Adapter.between(base, policy, kept)
     provenance = {**provenance, "base": {"source": base.source, "fingerprint": base.fingerprint}}
+    names, target = names or Names(), Path(directory)
 
-    def write(fresh: Path) -> str | None:
+    def write(fresh: Path) -> _Draft:
+        if form == "lerobot-peft":
+            return _lerobot_adapter(base, found, fresh, target, observations, names)
         fresh.mkdir()
         found.save(fresh, _beside(base, fresh))
-        return base.source
+        return _Draft(base.source)
 
-    return _export("peft", policy, Path(directory), write, observations, provenance, seed, overwrite)
+    return _export(form, policy, target, write, observations, provenance, seed, overwrite)
 
 
 def export_job(
@@ -112,6 +159,7 @@ def export_job(
     demos: Demonstrations,
     *,
     form: Form = "merged",
+    names: Names | None = None,
     base: str | Path | None = None,
     results: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,
@@ -128,12 +176,10 @@ def export_job(
         raise unknown("form of an export", form, get_args(Form))
     summary = read_json(job / SUMMARY)
     policy = load_policy(job / POLICY)
-    demos = demos.for_policy(policy.spec)
-    rows = np.unique(np.linspace(0, len(demos) - 1, FRAMES).round().astype(int))
-    frames = list(demos.observations(rows.tolist()))
+    frames = _frames(demos, policy)
     card = {**summary, "results": list(results)}
-    if form == "merged":
-        return export(policy, directory, frames, card, seed=seed, overwrite=overwrite)
+    if form not in ADAPTERS:
+        return export(policy, directory, frames, card, form=form, names=names, seed=seed, overwrite=overwrite)
     start = load_policy(base or summary["base"]["source"])
     if start.fingerprint != summary["base"]["fingerprint"]:
         raise UsageError(
@@ -143,39 +189,82 @@ def export_job(
     heads = [Head.parse(head) for head in summary.get("heads") or ()]
     trained = job.with_name(job.name.partition("-retain-")[0])  # an average has the factors of its training
     kept = kept_factors(trained / CHECKPOINT, start, heads)
-    return export_adapter(start, policy, directory, frames, card, kept=kept, seed=seed, overwrite=overwrite)
+    return export_adapter(
+        start,
+        policy,
+        directory,
+        frames,
+        card,
+        form=form,
+        names=names,
+        kept=kept,
+        seed=seed,
+        overwrite=overwrite,
+    )
+
+
+def export_base(
+    policy: Policy,
+    directory: str | Path,
+    demos: Demonstrations,
+    *,
+    form: Form,
+    names: Names | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Export a policy as it is, untrained: another library's robots want it too, and adapters name it."""
+    if form in ADAPTERS:
+        raise UsageError(f"--format {form} is of what a training changed: name a finished training")
+    card = {"base": {"source": policy.source, "fingerprint": policy.fingerprint}}
+    return export(
+        policy, directory, _frames(demos, policy), card, form=form, names=names, overwrite=overwrite
+    )
+
+
+def _frames(demos: Demonstrations, policy: Policy) -> list[Observation]:
+    demos = demos.for_policy(policy.spec)
+    rows = np.unique(np.linspace(0, len(demos) - 1, FRAMES).round().astype(int))
+    return list(demos.observations(rows.tolist()))
 
 
 def _export(
     form: Form,
     policy: Policy,
     target: Path,
-    write: Callable[[Path], str | None],
+    write: Callable[[Path], _Draft],
     observations: Sequence[Observation],
     provenance: Mapping[str, Any],
     seed: int,
     overwrite: bool,
 ) -> Exported:
-    """`write` fills a directory and names the base that it needs, if any; what it wrote must act as `policy`."""
+    """`write` fills a directory; what it wrote must act as `policy`."""
     _check_target(target, overwrite)
     if not observations:
         raise UsageError("export needs at least one observation to verify the exported policy on")
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        base = write(fresh / target.name)
-        answer = ask_fresh_process(fresh / target.name, observations, seed, base)
-        difference = float(np.abs(answer.chunks - chunks_of(policy, observations, seed)).max())
+        expected = chunks_of(policy, observations, seed)
+        draft = write(fresh / target.name)
+        if draft.acts_as not in (None, policy):
+            expected = chunks_of(draft.acts_as, observations, seed)
+        answer = ask_fresh_process(fresh / target.name, observations, seed, draft.base)
+        difference = float(np.abs(answer.chunks - expected).max())
         allowed = TOLERANCE * max(1.0, float(np.abs(answer.chunks).max()))
         if not difference <= allowed:  # also catches NaN
             raise ExportError(
                 f"the exported policy differs from the one in memory by {difference:.2e} on "
                 f"{len(observations)} frames (at most {allowed:.0e} allowed): nothing was exported"
             )
-        fingerprint = answer.fingerprint if base is None else policy.fingerprint
-        exported = Exported(target, fingerprint, len(observations), difference)
+        fingerprint = answer.fingerprint if draft.base is None else policy.fingerprint
+        exported = Exported(target, fingerprint, len(observations), difference, draft.notes)
         card = make_card(
-            provenance, policy=fingerprint, form=form, frames=len(observations), difference=difference
+            provenance,
+            policy=fingerprint,
+            form=form,
+            frames=len(observations),
+            difference=difference,
+            notes=draft.notes,
         )
         write_json(fresh / target.name / CARD, card)
         write_atomic(fresh / target.name / README, readme(card).encode())
@@ -185,6 +274,33 @@ def _export(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return exported
+
+
+def _lerobot_adapter(
+    base: Policy, found: Adapter, fresh: Path, target: Path, observations: Sequence[Observation], names: Names
+) -> _Draft:
+    """An adapter for LeRobot's pi0, with what `make_policy` reads beside it."""
+    renamed, pi0, where = pi0_adapter.for_lerobot(found), cast(Any, base), names.base or base.source
+    if names.base is None and not pi0_adapter.is_lerobots(policy_directory(base.source)):
+        raise UsageError(
+            f"LeRobot does not read {base.source} (transformers' layout): name a base that it reads with "
+            "--lerobot-base, a hub id or directory (`robosteer export --name base --format lerobot` writes one)"
+        )
+    taken: tuple[str, ...] = ()
+    if Path(where).is_dir():
+        check_weights(pi0, Path(where), "lerobot")
+        where = str(Path(where).resolve())
+    elif where.startswith((".", "/", "~")) or where.count("/") != 1:
+        raise UsageError(f"--lerobot-base {where}: no such directory, and no hub id (owner/name)")
+    elif names.base is not None:
+        taken = (
+            f"LeRobot loads the base {where} from the hub: it was not compared with the base of the training",
+        )
+    fresh.mkdir()
+    words = tokenizer_name(pi0, target, names.tokenizer)
+    notes = lerobot_settings(pi0, fresh, observations, words, use_peft=True)
+    renamed.save(fresh, where)
+    return _Draft(base.source, notes=(*taken, *notes))
 
 
 def _beside(base: Policy, directory: Path) -> str:
@@ -201,6 +317,23 @@ def _check_target(target: Path, overwrite: bool) -> None:
     ours = any((target / name).is_file() for name in ("config.json", adapter.CONFIG))
     if not ours and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not a policy: it will not be overwritten")
+
+
+def _check_form(policy: Policy, form: Form) -> None:
+    """LeRobot's and openpi's layouts are of transformers' pi0; what is LeRobot's already has them."""
+    if form not in get_args(Form):
+        raise unknown("form of an export", form, get_args(Form))
+    family = policy.spec.family
+    if form in ("merged", "peft") or family == "pi0":
+        return
+    if form == "openpi":
+        raise UsageError(
+            f"--format openpi is for transformers' pi0, and {policy.source} is {family}: use merged"
+        )
+    same = "merged" if form == "lerobot" else "peft"
+    raise UsageError(
+        f"--format {form} is for transformers' pi0, and {policy.source} is {family}: use {same}, which LeRobot reads"
+    )
 
 
 def _check_merged(policy: Policy) -> None:

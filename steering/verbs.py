@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.verbs import demos_of, open_demos, open_policy, open_run, policy_of
+from steering.export_verb import export, export_takes
 from steering.reproduce.verb import reproduce, reproduce_takes
 
 if TYPE_CHECKING:
@@ -285,39 +286,6 @@ def _compare_takes(p: ArgumentParser) -> None:
     p.add_argument("--format", nargs="+", choices=("md", "json", "html"), help="all with --out, else md")
 
 
-def export(a: Namespace) -> None:
-    """Write a finetuned policy as a merged checkpoint or a PEFT adapter, reloaded in a fresh process and compared."""
-    from interp.runs import read_json
-    from steering.export import export_job
-
-    run = open_run(a.run)
-    default = run.path / "exports" / (a.name if a.format == "merged" else f"{a.name}-{a.format}")
-    done = export_job(
-        run.path / "jobs" / a.name,
-        a.out or default,
-        demos_of(run, a.demos),
-        form=a.format,
-        base=a.policy,
-        results=[read_json(p) for n, p in run.results.items() if n.partition("--")[0] in ("base", a.name)],
-        overwrite=a.overwrite,
-    )
-    size = sum(file.stat().st_size for file in done.directory.rglob("*") if file.is_file()) / 2**20
-    agree = f"{done.frames} frames agree within {done.difference:.1e}"
-    print(f"{done.directory}: {a.format}, {size:.1f} MB; reloaded, {agree}")
-
-
-def _export_takes(p: ArgumentParser) -> None:
-    p.add_argument("--run", required=True)
-    p.add_argument("--name", default="aligned", help="the finished job to export")
-    p.add_argument("--format", choices=("merged", "peft"), default="merged", help="checkpoint, or adapter")
-    p.add_argument(
-        "--out", help="directory to write (exports/NAME or exports/NAME-peft in the run by default)"
-    )
-    p.add_argument("--policy", help="the base policy, if it has moved since the training")
-    p.add_argument("--demos", help="frames to verify on (the run's own by default)")
-    p.add_argument("--overwrite", action="store_true")
-
-
 def serve(a: Namespace) -> None:
     """Let robots with openpi-client use a policy over a websocket, with heads switched off if wanted."""
     import logging
@@ -412,7 +380,7 @@ VERBS = (
     (finetune, _finetune_takes),
     (evaluate, _evaluate_takes),
     (compare, _compare_takes),
-    (export, _export_takes),
+    (export, export_takes),
     (serve, _serve_takes),
     (reproduce, reproduce_takes),
 )

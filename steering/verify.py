@@ -1,6 +1,6 @@
 """The other half of an export: load the exported directory in a fresh process and say what it does.
 
-An adapter is put on its base there, by PEFT alone.
+An adapter is put on its base there, by PEFT alone; one for LeRobot's pi0 after its names are changed back.
 
 `python -m steering.verify REQUEST REPLY` is started by steering/export.py. Nothing of the exporting process
 is left here: no module objects, no caches, no wrapped layers, only the files that a robot would get.
@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 
 from interp.policies import Observation, Policy, load_policy
+from steering.pi0_adapter import in_transformers_names
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def main() -> None:
     torch.set_num_threads(about["threads"])  # sums are split by thread: same number, same rounding
     policy = load_policy(about["base"] or about["directory"])
     if about["base"]:
-        peft.PeftModel.from_pretrained(policy.module, about["directory"]).eval()
+        with in_transformers_names(about["directory"]) as directory:
+            peft.PeftModel.from_pretrained(policy.module, str(directory)).eval()
     chunks = chunks_of(policy, observations, about["seed"])
     np.savez(arguments.reply, fingerprint=np.array(policy.fingerprint), chunks=chunks)
 

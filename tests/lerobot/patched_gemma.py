@@ -8,6 +8,8 @@ LeRobot 0.4 looks for them, and makes them small. The library never uses this.
 
 import copy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -30,12 +32,30 @@ def install() -> None:
     check.check_whether_transformers_replace_is_installed_correctly = lambda: True  # type: ignore[attr-defined]
     sys.modules[check.__name__] = siglip.check = check
     gemma._gated_residual = _gated
+    _RELEASED.setdefault("get_gemma_config", pi0.get_gemma_config)
     for module in (pi0, pi05):
         module.PaliGemmaForConditionalGeneration, module.GemmaForCausalLM = _small_paligemma, _small_expert
         module.get_gemma_config = lambda variant: pi0.GemmaConfig(
             # eight heads are written into LeRobot's training pass
             width=48 if variant == "gemma_2b" else 32, depth=3, mlp_dim=64, num_heads=8, num_kv_heads=1, head_dim=16
         )  # fmt: skip
+
+
+_RELEASED: dict[str, Any] = {}
+
+
+@contextmanager
+def released_size() -> Iterator[None]:
+    """PI0 as large as LeRobot builds it, for as long as this lasts: only without memory (on the meta device)."""
+    import lerobot.policies.pi0.modeling_pi0 as pi0
+
+    small = pi0.PaliGemmaForConditionalGeneration, pi0.GemmaForCausalLM, pi0.get_gemma_config
+    pi0.PaliGemmaForConditionalGeneration, pi0.GemmaForCausalLM = PaliGemma, Expert
+    pi0.get_gemma_config = _RELEASED["get_gemma_config"]
+    try:
+        yield
+    finally:
+        pi0.PaliGemmaForConditionalGeneration, pi0.GemmaForCausalLM, pi0.get_gemma_config = small
 
 
 class Norm(nn.Module):

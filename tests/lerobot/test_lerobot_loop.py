@@ -1,27 +1,20 @@
 """Promises of the whole loop on LeRobot's policies: every method runs; what is exported, LeRobot serves and loads."""
 
 import copy
-import pickle
-import socket
 from collections.abc import Iterator
-from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 import torch
-from lerobot.async_inference.configs import PolicyServerConfig
-from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 from lerobot.policies.factory import make_policy
-from lerobot.transport import services_pb2, services_pb2_grpc
-from lerobot.transport.utils import send_bytes_in_chunks
-from lerobot_kit import CAMERAS, HORIZON, as_lerobot_sees
+from lerobot_kit import HORIZON, as_lerobot_sees
 from lerobot_reference import LeRobot
+from policy_server import Server, ask, instruct, running
 
 from interp.attribution import atp, atp_qk, direct, integrated
 from interp.capture import capture
@@ -217,57 +210,22 @@ def test_adapters_load_through_make_policy(
 
 
 @pytest.fixture
-def server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[services_pb2_grpc.AsyncInferenceStub, Any]]:
-    """LeRobot's asynchronous policy server, and a robot's connection to it."""
-    monkeypatch.chdir(tmp_path)  # when it is imported, it makes a directory for its log
-    from lerobot.async_inference.policy_server import PolicyServer
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    serving = PolicyServer(PolicyServerConfig(host="127.0.0.1", port=port))
-    listening = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
-    services_pb2_grpc.add_AsyncInferenceServicer_to_server(serving, listening)
-    listening.add_insecure_port(f"127.0.0.1:{port}")
-    listening.start()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield services_pb2_grpc.AsyncInferenceStub(channel), serving
-    serving.stop()
-    listening.stop(grace=None).wait()
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path) as found:
+        yield found
 
 
 def test_the_policy_server_serves_what_is_saved(
-    family: str, directories: dict[str, Path], seen: list[Observation], tmp_path: Path,
-    server: tuple[services_pb2_grpc.AsyncInferenceStub, Any],
-) -> None:  # fmt: skip
-    robot, serving = server
+    family: str, directories: dict[str, Path], seen: list[Observation], tmp_path: Path, server: Server
+) -> None:
     policy = load_policy(directories[family])
     policy.save(tmp_path / "served")
-    spec = policy.spec
-    names = [f"joint_{at}" for at in range(spec.state_dim)]
-    image = {"dtype": "image", "shape": (24, 32, 3), "names": ["height", "width", "channels"]}
-    features = {f"observation.images.{camera}": image for camera in CAMERAS}
-    features["observation.state"] = {"dtype": "float32", "shape": (spec.state_dim,), "names": names}
-    robot.Ready(services_pb2.Empty())
-    asked = RemotePolicyConfig(family, str(tmp_path / "served"), features, HORIZON)
-    request = services_pb2.PolicySetup(data=pickle.dumps(asked))
     if family == "xvla":  # LeRobot 0.4's list of policies that it serves lacks it
         with pytest.raises(grpc.RpcError):
-            robot.SendPolicyInstructions(request)
+            instruct(server, family, tmp_path / "served", seen[0], HORIZON)
         return
-    robot.SendPolicyInstructions(request)
-    observation = seen[0]
-    raw = dict(zip(names, observation.state.tolist(), strict=True))
-    raw |= {camera: observation.images[camera] for camera in CAMERAS} | {"task": observation.instruction}
-    sent = pickle.dumps(TimedObservation(timestamp=0.0, timestep=0, observation=raw, must_go=True))
-    robot.SendObservations(send_bytes_in_chunks(sent, services_pb2.Observation, silent=True))
+    instruct(server, family, tmp_path / "served", seen[0], HORIZON)
     noise = policy.noise(1, seed=7)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(serving.policy.model, "sample_noise", lambda shape, device: noise.clone())
-        answer = pickle.loads(robot.GetActions(services_pb2.Empty()).data)
     with torch.no_grad():
-        ours = policy.sample(policy.batch([observation]), noise)[0]
-    served = torch.stack([action.get_action() for action in answer])
-    torch.testing.assert_close(served, ours, atol=2e-5, rtol=1e-3)
+        ours = policy.sample(policy.batch(seen[:1]), noise)[0]
+    torch.testing.assert_close(ask(server, seen[0], noise), ours, atol=2e-5, rtol=1e-3)

@@ -3,13 +3,10 @@ and the chunk is LeRobot's. The second needs both environments: LeRobot's runs t
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 import torch
+from core_environment import run_in_core
 from lerobot_kit import as_lerobot_sees, build, observations
 from lerobot_reference import LeRobot
 from safetensors import safe_open
@@ -18,15 +15,7 @@ from torch import Tensor
 
 from interp.policies.pi0_layouts import TWIN, layout_of, to_transformers
 
-ROOT = Path(__file__).resolve().parents[2]
 KEYS = Path(__file__).parent / "pi0_keys.json"
-
-
-def core_python() -> Path | None:
-    """Beside LeRobot's environment, or where `make setup` puts it."""
-    name = os.environ.get("VENV", ".venv")
-    places = [ROOT / name / "bin/python", Path(sys.prefix).parent / name / "bin/python"]
-    return next((place for place in places if place.is_file()), None)
 
 
 def stored_shapes(directory: Path) -> dict[str, list[int]]:
@@ -78,9 +67,6 @@ def _lerobots(directory: Path, noise: Tensor, half: bool) -> dict[str, Tensor]:
 
 def _ours(directory: Path, noise: Tensor, tmp_path: Path) -> dict[str, Tensor]:
     """By the core environment, which is told the one number that small weights do not say."""
-    core = core_python()
-    if core is None:
-        pytest.skip("the core environment is not there: `make setup` makes it")
     vision = {"vlm_config": {"vision_config": {"num_attention_heads": 4}}}
     (directory / "robosteer.json").write_text(json.dumps({"network": vision}))
     asked = {"noise": noise}
@@ -90,10 +76,7 @@ def _ours(directory: Path, noise: Tensor, tmp_path: Path) -> dict[str, Tensor]:
         asked[f"{at}.task"] = torch.tensor(list(seen.instruction.encode()), dtype=torch.uint8)
     save_file(asked, tmp_path / "asked.safetensors")
     files = [str(directory), str(tmp_path / "asked.safetensors"), str(tmp_path / "answer.safetensors")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [str(core), str(Path(__file__).parent / "core_pi0.py"), *files]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
+    run_in_core("core_pi0.py", *files)
     return load_file(tmp_path / "answer.safetensors")
 
 

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from export_kit import answer_here
 from lerobot_writer import random_episodes, write_dataset
 
 from interp.demos import Demonstrations
 from interp.policies import Policy
 from interp.scores import HeadScores, TowerScores
+from steering import export
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +32,9 @@ def scores(policy: Policy) -> HeadScores:
         data="demos-0",
         n={"frames": 21},
     )
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are verified in this process: a fresh one takes seconds."""
+    monkeypatch.setattr(export, "ask_fresh_process", answer_here)

@@ -145,7 +145,9 @@ def test_a_job_that_cannot_be_exported_is_named(
         export_job(job, tmp_path / "out", demos, form="peft", base=other_policy_dir)
     with pytest.raises(UsageError, match="would be the whole policy: export it merged"):
         export_job(job, tmp_path / "out", demos, form="peft")
-    with pytest.raises(UsageError, match="unknown form of an export 'onnx': known are merged, peft"):
+    with pytest.raises(
+        UsageError, match="unknown form of an export 'onnx': known are merged, peft, lerobot, openpi"
+    ):
         export_job(job, tmp_path / "out", demos, form="onnx")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
