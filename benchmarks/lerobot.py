@@ -40,10 +40,11 @@ from torch import Tensor, nn  # noqa: E402
 
 from interp.capture import capture  # noqa: E402
 from interp.demos import Demonstrations  # noqa: E402
+from interp.edits import Edit, single  # noqa: E402
 from interp.heads import Head  # noqa: E402
 from interp.knn import KnnSettings, rank  # noqa: E402
 from interp.policies import Policy, load_policy  # noqa: E402
-from interp.sweep import Edit, Stage, single  # noqa: E402
+from interp.sweep import Stage  # noqa: E402
 from steering.finetune import finetune  # noqa: E402
 from steering.headset import HeadSet  # noqa: E402
 from steering.recipes import Recipe  # noqa: E402

@@ -32,13 +32,14 @@ from torch import Tensor
 
 from interp.assembly import Interval, bootstrap, resumable, spread, tower_scores
 from interp.demos import Demonstrations
+from interp.edits import NOTHING, Edit, single, z_values
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.noise import frame_noise
 from interp.policies.protocol import Batch, Policy
 from interp.scores import HeadScores
 from interp.sites import Tap, site_name, tapped
-from interp.sweep import BUDGET, NOTHING, Edit, Stage, single, z_values
+from interp.sweep import BUDGET, Stage
 
 MODES = ("zero", "mean", "resample")
 EFFECTS = ("action", "loss")

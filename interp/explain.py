@@ -32,11 +32,11 @@ from interp.ablation import AblationSettings, ablated
 from interp.attribution import Direct, direct
 from interp.capture import frame_noise
 from interp.demos import Demonstrations, Episode
+from interp.edits import Edit
 from interp.errors import UsageError, unknown
 from interp.footage import Camera
 from interp.heads import Head
 from interp.policies.protocol import Policy
-from interp.sweep import Edit
 from interp.watching import QUERIES, Seen, watch
 
 SCHEMA = 1

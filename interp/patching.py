@@ -33,11 +33,12 @@ from torch import Tensor
 
 from interp.assembly import Interval, bootstrap, grid_of, resumable, spread, tower_scores
 from interp.demos import Demonstrations, Episode
+from interp.edits import NOTHING, Edit, Values, check_edits, single, z_values
 from interp.errors import UsageError
 from interp.noise import keyed_noise
 from interp.policies.protocol import Batch, Observation, Policy
 from interp.scores import HeadScores, TowerScores
-from interp.sweep import BUDGET, NOTHING, Edit, Stage, Values, check_edits, single, z_values
+from interp.sweep import BUDGET, Stage
 
 Direction = Literal["denoising", "noising"]
 UNITS = "share of the total effect (NIE / TE)"

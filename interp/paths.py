@@ -30,12 +30,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.assembly import Interval, bootstrap, resumable
+from interp.edits import Edit, Values
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.patching import Direction, Pairs, Sides, check_effect
 from interp.policies.protocol import Policy
 from interp.sites import Tap, site_name, tapped
-from interp.sweep import BUDGET, Edit, Stage, Values
+from interp.sweep import BUDGET, Stage
 
 _ORDER = {"vlm": 0, "expert": 1}
 

@@ -25,6 +25,7 @@ from jaxtyping import Float, UInt8
 from testbed import scene
 from testbed.gl import require_gl
 from testbed.layout import WORKSPACE, Layout, lay_over, plan_layout, spec_of, with_distractors
+from testbed.rotation import rotation_matrix, rotation_vector
 from testbed.scene import HOME, SceneSpec, kind_of
 from testbed.tasks import get_task
 from testbed.variation import TestbedError, Variation
@@ -43,25 +44,6 @@ LIFT_HEIGHT = 0.08
 GRASPED_RISE, MOVED, TOUCHED_DEPTH = 0.02, 0.01, 0.002
 """From when on, in metres, an object counts as grasped, as moved, and a button as touched: for reasons of failure."""
 OPEN_FINGER, CLOSED_FINGER = 0.03, 0.012
-
-
-def rotation_vector(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, 3]:
-    """Axis times angle [rad] of a rotation matrix."""
-    quaternion, vector = np.empty(4), np.empty(3)
-    mujoco.mju_mat2Quat(quaternion, np.ascontiguousarray(rotation).ravel())
-    mujoco.mju_quat2Vel(vector, quaternion, 1.0)
-    return vector
-
-
-def rotation_matrix(vector: Float[np.ndarray, 3]) -> Float[np.ndarray, "3 3"]:
-    """Inverse of `rotation_vector`."""
-    angle = float(np.linalg.norm(vector))
-    if angle == 0:
-        return np.eye(3)
-    quaternion, matrix = np.empty(4), np.empty(9)
-    mujoco.mju_axisAngle2Quat(quaternion, vector / angle, angle)
-    mujoco.mju_quat2Mat(matrix, quaternion)
-    return matrix.reshape(3, 3)
 
 
 class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):

@@ -15,12 +15,12 @@ from jaxtyping import Float
 
 from interp.assembly import bootstrap, tower_scores
 from interp.attribution.gradients import changes, gathered, gradients, product, z_names
+from interp.edits import Edit, check_edits, single
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.patching import Direction, Pairs, Sides, pair_scores, patch
 from interp.policies.protocol import Policy
 from interp.scores import HeadScores
-from interp.sweep import Edit, check_edits, single
 
 Estimator = Callable[[Policy, Sides, Sequence[Edit]], Float[np.ndarray, "row pair"]]
 """<P, D> of every edit, estimated, and <D, D> as the last row."""

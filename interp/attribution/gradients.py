@@ -17,10 +17,10 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.edits import Edit, Values, place_of
 from interp.patching import Sides
 from interp.policies.protocol import Policy
 from interp.sites import Tap, site_name, tapped
-from interp.sweep import Edit, Values, place_of
 
 Steps = Sequence[Tensor]
 """An activation of one run, step by step; a single one outside the expert."""

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from interp.attribution.atp import estimated, estimated_scores
 from interp.attribution.gradients import gathered, gradients, product, z_names
+from interp.edits import Edit, single
 from interp.errors import UsageError
 from interp.patching import Direction, Pairs, Sides
 from interp.policies.protocol import Batch, Policy
 from interp.scores import HeadScores
 from interp.sites import Tap, site_name, tapped
-from interp.sweep import Edit, single
 
 
 def integrated(

@@ -23,12 +23,13 @@ from jaxtyping import Float, Int
 
 from interp.assembly import Interval, bootstrap, resumable
 from interp.attribution import estimates
+from interp.edits import Edit, single
 from interp.errors import UsageError, unknown
 from interp.factors.pairs import FactorPairs, emptied
 from interp.heads import Head
 from interp.patching import Direction, Pairs, Sides, patch
 from interp.policies.protocol import Policy
-from interp.sweep import BUDGET, Edit, single
+from interp.sweep import BUDGET
 
 Method = Literal["patching", "atp"]
 SILENCE = 0.01

@@ -24,11 +24,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.demos import Demonstrations
+from interp.edits import z_values
 from interp.errors import UsageError, unknown
 from interp.heads import Head
 from interp.policies import Observation, Policy
 from interp.sites import Tap, site_name, tapped
-from interp.sweep import z_values
 
 Ablation = Literal["zero", "mean"]
 

@@ -19,11 +19,12 @@ import interp.ablation
 from interp.ablation import AblationSettings, _Problem, ablate, ablate_set
 from interp.assembly import bootstrap
 from interp.demos import Demonstrations
+from interp.edits import NOTHING, Edit, single
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies import Policy, load_policy
 from interp.scores import HeadScores
-from interp.sweep import NOTHING, Edit, Stage, single
+from interp.sweep import Stage
 
 # Stacked rows take other kernels than single ones; chunks are of order one.
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}

@@ -16,12 +16,12 @@ from random_policy import random_observations
 from torch import Tensor
 
 import interp.patching
+from interp.edits import Edit
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.patching import Pairs, Patched, Sides, at_positions, at_steps, everywhere, patch, patch_heads
 from interp.policies import Observation, Policy, load_policy
 from interp.scores import HeadScores
-from interp.sweep import Edit
 
 # Ratios of projections; stacked rows take other kernels than single ones.
 CLOSE = {"atol": 2e-5, "rtol": 1e-3}

@@ -11,12 +11,12 @@ from random_policy import build_policy, random_observations
 from torch import Tensor
 
 from interp.attribution import direct
+from interp.edits import Edit
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.patching import Pairs, Sides, patch
 from interp.paths import patch_paths
 from interp.policies import Policy, load_policy
-from interp.sweep import Edit
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-3}
 STEPS = 4

@@ -16,11 +16,12 @@ from transformers import PI0ForConditionalGeneration
 
 import interp.policies.lerobot
 from interp.attribution.direct import direct
+from interp.edits import NOTHING, single
 from interp.errors import UsageError
 from interp.hooked import HookedVLA
 from interp.policies import Policy, load_policy
 from interp.policies.pi0_layouts import TWIN, from_transformers
-from interp.sweep import NOTHING, Stage, single
+from interp.sweep import Stage
 
 CLOSE = {"atol": 2e-6, "rtol": 1e-5}  # weights that lie elsewhere in memory are summed by other kernels
 KINDS = ["transformers", "lerobot", "openpi"]

@@ -21,6 +21,7 @@ from random_policy import build_policy, random_observations
 from torch import Tensor, nn
 
 from interp.attribution import atp
+from interp.edits import NOTHING, Edit, single
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.kernels import StackedLinears
@@ -28,7 +29,7 @@ from interp.patching import Pairs, Sides, at_steps, everywhere, patch
 from interp.policies import Policy, load_policy
 from interp.policies.pi0 import PI0Policy
 from interp.runs import Run
-from interp.sweep import NOTHING, Edit, Stage, single
+from interp.sweep import Stage
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-3}
 

@@ -12,12 +12,13 @@ from random_policy import random_observations
 from torch import Tensor
 from transformer_lens import patching
 
+from interp.edits import Edit
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.hooked import HookedVLA
 from interp.patching import Pairs, Sides, at_positions, everywhere, patch
 from interp.policies import Policy
-from interp.sweep import Edit, Stage
+from interp.sweep import Stage
 from interp.view import TowerView, ViewInput
 
 

@@ -11,12 +11,13 @@ import torch
 from lerobot_kit import FAMILIES, STEPS, as_lerobot_sees, build
 from lerobot_reference import LeRobot, by_hand, by_nnsight
 
+from interp.edits import NOTHING, Edit, single
 from interp.heads import Head
 from interp.hooked import HookedVLA
 from interp.patching import Pairs, Sides
 from interp.policies import Observation, Policy, load_policy
 from interp.sites import site_name
-from interp.sweep import NOTHING, Edit, Stage, single
+from interp.sweep import Stage
 from interp.view import TowerView
 from steering.slices import attach
 

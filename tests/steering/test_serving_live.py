@@ -14,10 +14,11 @@ from websockets.asyncio.server import ServerConnection
 from websockets.sync.client import connect
 
 from interp.demos import Demonstrations
+from interp.edits import Edit, z_values
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies import Observation, Policy, load_policy
-from interp.sweep import Edit, Stage, z_values
+from interp.sweep import Stage
 from steering.episode import noise_seed
 from steering.serving import LivePolicy, mean_z, switch_heads
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from testbed.tabletop import ACTION_NAMES, CAMERAS, Tabletop, rotation_matrix, rotation_vector
+from testbed.rotation import rotation_matrix, rotation_vector
+from testbed.tabletop import ACTION_NAMES, CAMERAS, Tabletop
 from testbed.tasks import PRETRAINING, TARGETS, TASKS, UNSEEN
 from testbed.variation import TestbedError, Variation
 
