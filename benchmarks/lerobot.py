@@ -1,7 +1,7 @@
 """SmolVLA at its released size, on one machine: what understanding and adapting it costs.
 
     make setup-lerobot
-    taskset -c 0,1 .venv-lerobot/bin/python benchmarks/lerobot.py             about twenty minutes on two cores
+    taskset -c 0,1 .venv-lerobot/bin/python benchmarks/lerobot.py             about a quarter of an hour on two cores
     .venv-lerobot/bin/python benchmarks/lerobot.py --tiny                     does it run? a network of 0.2 M, no record
 
 Weights are random, the architecture is that of lerobot/smolvla_base (SmolVLM2-500M: 16 of its 32 layers, 15 heads on 5
@@ -9,8 +9,9 @@ KV heads, an expert of 720), float32, two cameras of 480 x 640 at 512 x 512. Mea
 
     capture     z of all towers and the predicted chunk on the frames
     k-NN        ranking all expert heads on them
-    sweep       zeroing every expert head alone, exact, full sampling, all frames
-    nnsight     the same numbers from a loop over heads that traces LeRobot's sampling; on a few heads, times all
+    sampling    zeroing expert heads alone, exact, through all ten denoising steps of one frame; on every fourth head
+    nnsight     the same numbers from a loop over heads that traces LeRobot's sampling; on a few of these heads
+    sweep       zeroing every expert head alone, exact, on all frames: the effect on the flow-matching loss at one draw
     aligned     20 steps of finetuning the 12 best heads
 
 Two nnsight loops: `whole`, which traces LeRobot's own `predict_action_chunk` for every head, as a user would, and
@@ -38,6 +39,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from interp.ablation import AblationSettings, ablate  # noqa: E402
 from interp.capture import capture  # noqa: E402
 from interp.demos import Demonstrations  # noqa: E402
 from interp.edits import Edit, single  # noqa: E402
@@ -59,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=20)
     parser.add_argument("--heads", type=int, default=6, help="heads that the nnsight loops are timed on")
+    parser.add_argument("--sampled", type=int, default=60, help="heads that are swept through full sampling")
     parser.add_argument("--steps", type=int, default=20, help="steps of finetuning")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="a tiny network, to see that all of this runs")
@@ -89,21 +92,20 @@ def main() -> None:
         batch = policy.batch([demos.observation(0)])
         edits = single(policy, "expert")
         noise = policy.noise(1, 0)
-        chunks = timed("sweep, one frame", lambda: Stage(policy, batch).denoise(noise, edits))
-        loops = timed(
-            "nnsight", lambda: nnsight_loops(policy, demos, noise, edits[:: max(1, len(edits) // a.heads)])
-        )
+        some = edits[:: max(1, len(edits) // a.sampled)]
+        chunks = timed("sweep, full sampling", lambda: Stage(policy, batch).denoise(noise, some))
+        found["heads of the full sampling"] = len(some)
+        loops = timed("nnsight", lambda: nnsight_loops(policy, demos, noise, some[:: len(some) // a.heads]))
         for name, (seconds, answers) in loops.items():
-            worst = max(
-                float((chunks[edits.index(edit)][0] - answer).abs().max()) for edit, answer in answers
-            )
+            worst = max(float((chunks[some.index(edit)][0] - answer).abs().max()) for edit, answer in answers)
             # By processor time, which does not ask what else the machine does.
-            ratio = seconds * len(edits) / found["processor seconds"]["sweep, one frame"]
+            ratio = seconds * len(some) / found["processor seconds"]["sweep, full sampling"]
             found[name] = {"seconds a head": round(seconds, 3), "ratio": round(ratio, 2), "difference": worst}
             print(
                 f"  {name}: {seconds:.2f} s a head; the sweep is {ratio:.1f} x as fast, difference {worst:.1e}"
             )
-        timed(f"sweep, {a.frames} frames", lambda: sweep_all(policy, demos, edits))
+        of_loss = AblationSettings("zero", effect="loss", frames=None, draws=1)
+        timed(f"sweep, {a.frames} frames", lambda: ablate(policy, demos, of_loss, towers=("expert",)))
         best = HeadSet(tuple(scores.best(12, "expert")))
         recipe = Recipe.named("aligned", steps=a.steps, batch=4, draws=2)
         timed(
@@ -214,11 +216,6 @@ def write_frames(root: Path, frames: int) -> Path:
         recorded.save_episode()
     recorded.finalize()
     return root
-
-
-def sweep_all(policy: Policy, demos: Demonstrations, edits: list[Edit]) -> None:
-    for frame in range(len(demos)):
-        Stage(policy, policy.batch([demos.observation(frame)])).denoise(policy.noise(1, frame), edits)
 
 
 class _Call(nn.Module):

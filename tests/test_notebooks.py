@@ -75,15 +75,19 @@ def test_without_its_data_it_fails_in_one_line(
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_is_stored_executed_and_small(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
+    stored = path.read_text()
+    assert len(stored) < 500_000
+    assert not any(place in stored for place in (str(Path.home()), os.fspath(ROOT), "/tmp/"))
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
+    if not outputs:  # allowed only as long as its data are not recorded
+        with pytest.raises(CellExecutionError, match="robosteer reproduce"):
+            execute(notebook)
+        return
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
     figures = [
         output.data["image/svg+xml"] for output in outputs if "image/svg+xml" in output.get("data", {})
     ]
     assert figures
     assert all(len(figure) < 150_000 for figure in figures)
-    stored = path.read_text()
-    assert len(stored) < 500_000
-    assert not any(place in stored for place in (str(Path.home()), os.fspath(ROOT), "/tmp/"))
