@@ -42,6 +42,8 @@ BUDGET = 512 * 2**20
 """Bytes that the activations of one stacked pass may take."""
 _CACHE = 2**20
 """On a CPU, bytes of the widest activation of a stacked pass: wider ones fall out of the cache, and are slower."""
+_ROWS = 8
+"""But as many rows at least: of a large network the weights are what is read from memory, and rows share that."""
 
 _TOWERS = ("vision", "vlm", "expert")
 
@@ -245,7 +247,7 @@ class Stage:
         size = self.budget // (len(self) * row_bytes)
         if self.batch["state"].device.type == "cpu":
             widest = self._widest_bytes(tower) * draws
-            size = min(size, _CACHE // (len(self) * widest))
+            size = min(size, max(_CACHE // (len(self) * widest), -(-_ROWS // len(self))))
         return max(1, size)
 
     def _row_bytes(self, draws: int) -> int:

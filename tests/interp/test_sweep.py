@@ -20,6 +20,7 @@ from patch_kit import naive
 from random_policy import build_policy, random_observations
 from torch import Tensor, nn
 
+import interp.sweep as sweep_module
 from interp.attribution import atp
 from interp.edits import NOTHING, Edit, single
 from interp.errors import UsageError
@@ -185,6 +186,22 @@ def test_edits_of_all_kinds_in_one_sweep_equal_each_alone(policy: Policy) -> Non
         torch.testing.assert_close(together[at], alone[0], atol=2e-5, rtol=1e-4)
     # The state's z at step 2 is a matter of that step: what a plain hook does to it (test_patching) in all steps.
     assert len({round(float(chunk.sum()), 4) for chunk in together}) == len(edits)
+
+
+def test_passes_of_a_wide_network_still_share_its_weights(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little fits the cache, eight rows run together, unless the budget forbids it."""
+    monkeypatch.setattr(sweep_module, "_CACHE", 1)
+    sides, rows = Sides.of(policy, make_pairs(1), [0], "denoising", 0), list[int]()
+    layer = policy.block("expert", policy.spec.tower("expert").layers - 1).layer
+    edits = single(policy, "expert")
+    for budget in (2**30, 0):
+        rows.clear()
+        handle = layer.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        Stage(policy, sides.base, budget).denoise(sides.noise, edits)
+        handle.remove()
+        assert max(rows) == (min(8, len(edits)) if budget else 1)
 
 
 def test_a_step_range_continues_where_another_stopped(policy: Policy) -> None:
