@@ -48,7 +48,8 @@ def form(run: Run, others: Sequence[str], allowed: bool) -> html.Section:
     start: list[Component] = [dmc.Button("Start", id="ft-start", size="xs", disabled=not allowed)]
     if not allowed:
         says: list[Any] = ["This dashboard only looks. It starts jobs when it is opened with "]
-        says += [widgets.code("robosteer app --allow-launch"), "; or save the selection and type what is then shown here"]
+        instead = "; or save the selection and type what is then shown here"
+        says += [widgets.code("robosteer app --allow-launch"), instead]
         start.append(html.P(says, className="rs-muted"))
     return widgets.card(
         "Train",

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from interp.errors import UsageError
 from interp.heads import Head
@@ -211,6 +212,14 @@ def dots(
         axes.axvline(0, color=MUTED, linewidth=0.9)
     else:
         axes.set_xlim(-3, 103)
+
+
+def logarithmic(ax: Axes) -> None:
+    """x in powers, ticks at 1, 2 and 5 written as 50k."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def legend(figure: Figure, axes: Axes, most: int = 6) -> None:
