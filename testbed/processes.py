@@ -1,10 +1,13 @@
-"""Worker processes that do not outlive their parent. Only the standard library, so that a worker can begin with it."""
+"""Worker processes that do not outlive their parent, and threads that keep their place. Only the standard library, so
+that a worker can begin with it."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def leave_with_parent() -> None:
@@ -20,3 +23,19 @@ def leave_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def scheduling_kept() -> Iterator[None]:
+    """The calling thread leaves as it was scheduled. SVT-AV1 makes whoever calls it a real-time thread of the highest
+    priority, if the user may (root may): on a robot's computer that starves everything else, for good.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # Linux alone knows it
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != before[0]:
+            os.sched_setscheduler(0, *before)

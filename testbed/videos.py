@@ -17,6 +17,8 @@ from typing import Any
 import av
 from PIL import Image
 
+from testbed.processes import scheduling_kept
+
 os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder tells its whole configuration otherwise
 
 CODECS = {"h264": ("libx264", {"crf": "18"}), "av1": ("libsvtav1", {"crf": "30", "preset": "8"})}
@@ -86,7 +88,8 @@ class VideoWriter:
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
         """Encode a frame, or what is left; the encoder answers when it likes."""
-        packets = self._stream.encode(frame)
+        with scheduling_kept():
+            packets = self._stream.encode(frame)
         self._bytes += sum(packet.size for packet in packets)
         self._container.mux(packets)
 

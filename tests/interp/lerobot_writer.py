@@ -1,4 +1,4 @@
-"""An independent writer of the LeRobotDataset v3 layout, for the tests: pyarrow, PIL and PyAV, nothing of ours."""
+"""An independent writer of the LeRobotDataset v3 layout, for the tests: pyarrow, PIL and PyAV, no format of ours."""
 
 import io
 import json
@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from testbed.processes import scheduling_kept
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -124,7 +126,7 @@ def _png(image: np.ndarray) -> bytes:
 
 def _film(file: Path, images: np.ndarray, fps: float, codec: str, group: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(file), "w") as container:
+    with scheduling_kept(), av.open(str(file), "w") as container:
         stream = container.add_stream(codec, rate=int(fps), options={"g": str(group)})
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = "yuv420p"
