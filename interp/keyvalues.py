@@ -17,6 +17,13 @@ def cache_argument(arguments: Mapping[str, Any]) -> str | None:
     return next((name for name in NAMES if name in arguments), None)
 
 
+def with_cache(arguments: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+    """The arguments of a layer that takes a cache, with this one."""
+    name = cache_argument(arguments)
+    assert name is not None
+    return {**arguments, name: cache}
+
+
 class Complete(Exception):
     """Keys and values of all layers are there: the rest of the last layer reaches nothing."""
 

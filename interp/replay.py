@@ -27,7 +27,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.keyvalues import Complete, KeyValues, cache_argument
+from interp.keyvalues import Complete, KeyValues, cache_argument, with_cache
 from interp.policies.protocol import Batch, Policy, Prefix
 
 
@@ -173,14 +173,14 @@ class PrefixTrace:
         cache = KeyValues(layers - 1, known)
         hidden = self.record.entering(0, first).repeat_interleave(n, dim=0)
         for layer in range(first, layers if first < layers - 1 else 0):
-            given = self.record.arguments[layer]
-            arguments = {name: _repeated(value, rows, n) for name, value in given.items()}
-            arguments[cache_argument(given) or ""] = cache
+            arguments = {
+                name: _repeated(value, rows, n) for name, value in self.record.arguments[layer].items()
+            }
             with ExitStack() as stack:
                 if layer == first:
                     stack.enter_context(resumed(self.policy, "vlm", self.record, 0, first, n, reads=False))
                 try:
-                    out = self.policy.block("vlm", layer).layer(hidden, **arguments)
+                    out = self.policy.block("vlm", layer).layer(hidden, **with_cache(arguments, cache))
                 except Complete:
                     break
             hidden = out[0] if isinstance(out, tuple) else out

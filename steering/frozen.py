@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.keyvalues import Complete, KeyValues, cache_argument
+from interp.keyvalues import Complete, KeyValues, cache_argument, with_cache
 from interp.policies import Batch, Policy, Prefix
 
 
@@ -66,7 +66,7 @@ class Constant:
         return {
             **values,
             "input": inputs[self.start],
-            "arguments": [{**others, cache_argument(others): None} for others in later],
+            "arguments": [with_cache(others, None) for others in later],
         }
 
     def complete(self, values: Mapping[str, Any]) -> tuple[Batch, Prefix]:
@@ -75,9 +75,8 @@ class Constant:
             rest = KeyValues(last=self.layers - 1)
             hidden = values["input"]
             for layer, others in enumerate(values["arguments"], start=self.start):
-                arguments = {**others, cache_argument(others) or "": rest}
                 try:
-                    out = self.policy.block("vlm", layer).layer(hidden, **arguments)
+                    out = self.policy.block("vlm", layer).layer(hidden, **with_cache(others, rest))
                 except Complete:
                     break
                 hidden = out[0] if isinstance(out, tuple) else out
