@@ -280,8 +280,6 @@ def _connect_browser(app: Dash) -> None:
         Output("save", "disabled"), Output("take", "disabled"), Input("selection", "data"),
     )  # fmt: skip
     browser("propose", Input("proposal", "data"), **LATE)
-    for name in ("clear", "undo", "redo"):
-        browser(name, Input(name, "n_clicks"), **LATE)
     browser("saveLabel", Output("save", "children"), Input("save-name", "value"), Input("set-a", "data"))
 
 

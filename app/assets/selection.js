@@ -165,12 +165,14 @@
       if (proposal) rs.dispatch({ type: proposal.add ? 'add' : 'set', heads: proposal.heads });
     },
 
-    clear: (clicks) => { if (clicks) rs.dispatch({ type: 'clear' }); },
-    undo: (clicks) => { if (clicks) rs.dispatch({ type: 'undo' }); },
-    redo: (clicks) => { if (clicks) rs.dispatch({ type: 'redo' }); },
     saveLabel: (name, saved) => (name && (saved || []).some((set) => set.value === name.trim()) ? 'Replace' : 'Save'),
   });
 
+  /* Buttons and keys act in their event: through Dash, a press of a button would overtake or be overtaken by a key. */
+  document.addEventListener('click', (e) => {
+    const button = e.target.closest('#clear, #undo, #redo');
+    if (button && !button.disabled) rs.dispatch({ type: button.id });
+  });
   document.addEventListener('keydown', (e) => {
     const typing = e.target.closest && e.target.closest('input, textarea, [contenteditable=true]');
     const key = e.key.toLowerCase();
