@@ -12,11 +12,20 @@ from steering.reproduce.contrast import Contrast, contrast
 from steering.reproduce.plan import ADAPTING, FEW, Arm
 from steering.reproduce.published import CHOICE_MINUTES, MARGIN
 from steering.results import IN_DOMAIN, Entry
+from testbed.tasks import TARGETS
 
 
 def advice(entries: Sequence[Entry]) -> list[str]:
     """The most important first."""
-    parts = (_whether, _which_heads, _how_to_choose, _against_lora, _what_it_costs_elsewhere, _beware)
+    parts = (
+        _whether,
+        _where_heads_do_not_help,
+        _which_heads,
+        _how_to_choose,
+        _against_lora,
+        _what_it_costs_elsewhere,
+        _beware,
+    )
     return [sentence for part in parts for sentence in part(entries)]
 
 
@@ -60,15 +69,53 @@ def _which_heads(entries: Sequence[Entry]) -> list[str]:
             ),
         }
         said.append(words[made.finding(MARGIN)])
-    whole = contrast(entries, "aligned", "all-heads")
-    if whole is not None:
-        words = {
-            "better": "Do not train all heads: the chosen ones do better",
-            "worse": "If parameters are free, train all heads: the chosen ones do worse",
-            "the same": "A few heads are enough: against all heads",
-            "open": "All heads have not been shown to be better than a few, nor worse: against all heads",
-        }
-        said.append(f"{words[whole.finding(MARGIN)]} {_of(whole)}.")
+    said += [sentence for part in (_of_other_tasks, _all_heads) for sentence in part(entries)]
+    return said
+
+
+def _of_other_tasks(entries: Sequence[Entry]) -> list[str]:
+    made = contrast(entries, "aligned", "generic-k")
+    if made is None or made.finding(MARGIN) != "better":
+        return []
+    return [f"Do not take over heads that other tasks chose: the task's own do better by {_of(made)}."]
+
+
+def _all_heads(entries: Sequence[Entry]) -> list[str]:
+    """On all tasks, and on those where any choice can matter: all heads may help where they help and harm elsewhere."""
+    made = contrast(entries, "aligned", "all-heads")
+    if made is None:
+        return []
+    words = {
+        "better": "Do not train all heads: the chosen ones do better",
+        "worse": "If parameters are free, train all heads: the chosen ones do worse",
+        "the same": "A few heads are enough: against all heads",
+        "open": "All heads have not been shown to be better than a few, nor worse: against all heads",
+    }
+    said = f"{words[made.finding(MARGIN)]} {_of(made)}"
+    helped = contrast(entries, "aligned", "all-heads", tasks=ADAPTING)
+    if helped is not None and len(helped.tasks) < len(made.tasks):
+        said += f"; {_of(helped)} on the tasks where finetuning heads helps"
+    return [f"{said}."]
+
+
+def _where_heads_do_not_help(entries: Sequence[Entry]) -> list[str]:
+    """Tasks that the chosen heads do not move and another arm does."""
+    said = []
+    for task in TARGETS:
+        made = contrast(entries, "aligned", "base", tasks=[task])
+        if made is None or made.difference.low > 0:
+            continue
+        gains = [
+            c
+            for arm in _arms_of(entries)
+            if (c := contrast(entries, arm, "base", tasks=[task])) and c.difference.low > 0
+        ]
+        if gains:
+            gains.sort(key=lambda c: -c.difference.value)
+            said.append(
+                f"Where heads of the expert do not help, train more than them: on {task} `aligned` moves "
+                f"{points(made.difference)}, but {_arms(gains)}."
+            )
     return said
 
 

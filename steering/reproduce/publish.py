@@ -33,13 +33,14 @@ def publish(plan: Plan, results: Path, out: Path, readme: Path | None = None) ->
 
 def _figure(entries: Sequence[Entry]) -> bytes:
     try:
-        from steering.reproduce.figures import by_task, svg  # nothing else here needs matplotlib
+        from steering.reproduce.figures import by_task, style, svg  # nothing else here needs matplotlib
     except ImportError as error:
         raise UsageError(
             f"the figure cannot be drawn ({error}): pip install 'robosteer[figures]', or leave --readme out"
         ) from error
     main = [e for e in entries if e.arm in MAIN_NAMES and e.result.suite == IN_DOMAIN]
-    return svg(by_task(compare_entries(main, against="base")))
+    with style():
+        return svg(by_task(compare_entries(main, against="base")))
 
 
 def renew(readme: Path, table: str) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from steering.compare import Comparison, compare_entries
 from steering.compare_report import Table, markdown_table, parameters_table, points, rate, rate_and_points
 from steering.reproduce.advice import advice
@@ -31,6 +33,8 @@ from steering.results import IN_DOMAIN, Entry
 from testbed.tasks import TARGETS
 
 CONTROLS = ("random-k", "bottom-k", "generic-k", "all-heads")
+SLICED = ("aligned", "retain")
+"""With the controls: arms that train heads of the expert and nothing else."""
 ABLATIONS = ("heads", "methods", "knn", "tower", "demos", "steps")
 
 
@@ -236,15 +240,30 @@ def choice_table(entries: Sequence[Entry]) -> Table:
         for c in choice_contrasts(entries)
     ]
     note = (
-        f"On the tasks that are left out no arm helps, which makes all choices alike. The same: every difference of "
-        f"{100 * MARGIN:.3g} points or more is excluded. Open: neither zero nor that is. "
-        f"`k{FEW}` trains {FEW} heads instead of {HEADS}."
+        f"{_left_out(entries)} The same: every difference of {100 * MARGIN:.3g} points or more is excluded. Open: "
+        f"neither zero nor that is. `k{FEW}` trains {FEW} heads instead of {HEADS}."
     )
     if not rows:
         rows = [("no choice of heads was run against another yet", "", "", "", "", "")]
     return Table(
         "Choice", ("compared", "tasks", "difference", "n", "finding", "excluded with 95 %"), tuple(rows), note
     )
+
+
+def _left_out(entries: Sequence[Entry]) -> str:
+    """Why some rows leave tasks out, as far as the records bear it out."""
+    tasks = [task for task in TARGETS if task not in ADAPTING]
+    said = f"Some rows leave out {' and '.join(tasks)}: "
+    helped = [
+        c
+        for task in tasks
+        for arm in (*SLICED, *CONTROLS)
+        if (c := contrast(entries, arm, "base", tasks=[task])) and c.difference.low > 0
+    ]
+    if not helped:
+        return f"{said}no arm that trains nothing but heads of the expert helps there, whichever these are."
+    named = ", ".join(f"`{c.arm}` on {c.tasks[0]} {points(c.difference)}" for c in helped)
+    return f"{said}few arms that train nothing but heads of the expert help there ({named})."
 
 
 def _excluded(c: Contrast) -> str:
@@ -278,12 +297,12 @@ def _drop(mean: object) -> str:
 
 
 def cost_table(compared: Comparison) -> Table:
-    lora = next((max(a.trained) for a in compared.arms if a.arm == "lora"), None)
+    lora = next((np.mean(a.trained) for a in compared.arms if a.arm == "lora"), None)
     rows = [
         (
             arm.arm,
             f"{max(arm.trained):,}",
-            f"{lora / max(arm.trained):.2f}" if lora else "",
+            f"{lora / np.mean(arm.trained):.2f}" if lora else "",
             " to ".join(f"{s:.0f}" for s in dict.fromkeys(map(round, arm.train_seconds)))
             if arm.train_seconds
             else "",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -178,8 +180,27 @@ def test_advice_follows_the_numbers(entries: list[Entry]) -> None:
     assert "Choose by `aligned-patching-k4` +30" in said
     assert "Prefer `aligned` to LoRA: +20" in said
     assert "`retain` keeps most (-20" in said
+    assert "other tasks chose" not in said
+    assert "Where heads" not in said
     better = [replace(e, arm="random-k") if e.arm == "lora" else e for e in entries if e.arm != "random-k"]
     assert "With 12 heads, choose them: chosen heads beat random ones by +20" in "\n".join(advice(better))
+
+
+def test_advice_says_where_more_than_heads_is_needed_and_whose_heads_not_to_take(tmp_path: Path) -> None:
+    def rate(arm: str, task: str, suite: str) -> float:
+        if task == "pick-cube":
+            return 0.9 if arm == "ffn-only" else 0.3
+        return {"base": 0.3, "generic-k": 0.4}.get(arm, 0.7)
+
+    plan = PLAN.only(studies=["success"], seeds=[0])
+    entries = read_records(write_results(tmp_path, plan, rate))
+    said = "\n".join(advice(entries))
+    assert "on pick-cube `aligned` moves +0 [+0, +0], but `ffn-only` +60" in said
+    assert "the task's own do better by +24" in said  # 30 points on four tasks of five
+    page = report(plan, entries, tmp_path)
+    assert "pick-cube and push-cup-to-bowl: few arms that train nothing but heads" in page  # push-cup gained
+    on_none = [e for e in entries if e.arm in ("base", "ffn-only") or e.result.task != "push-cup-to-bowl"]
+    assert "no arm that trains nothing but heads of the expert helps there" in report(plan, on_none, tmp_path)
 
 
 def test_coverage_counts_cells_of_the_plan(entries: list[Entry]) -> None:
@@ -204,6 +225,15 @@ def test_partial_results_give_a_report_that_says_what_is_missing(tmp_path: Path)
     assert "Study `methods`: not run yet." in page
 
 
+def _leftmost(drawing: Path) -> float:
+    """Where the text that begins farthest to the left begins, in the drawing's units."""
+    groups = [g for g in ElementTree.parse(drawing).iter() if g.get("id", "").startswith("text_")]
+    places = [
+        re.search(r"translate\((-?[\d.]+)", g.get("transform", "")) for group in groups for g in group.iter()
+    ]
+    return min(float(place[1]) for place in places if place)
+
+
 def test_the_same_results_give_the_same_bytes_wherever_and_whenever(results: Path, tmp_path: Path) -> None:
     written = []
     for place in ("here", "there"):
@@ -213,6 +243,7 @@ def test_the_same_results_give_the_same_bytes_wherever_and_whenever(results: Pat
         files = publish(PLAN, tmp_path / place / "results", tmp_path / place / "REPORT.md", readme)
         assert [file.name for file in files] == ["REPORT.md", "README.md", "adaptation.svg"]
         written.append([file.read_bytes() for file in files])
+        assert _leftmost(files[-1]) >= 0  # nothing is cut off
         assert not any(str(tmp_path).encode() in content for content in written[-1])
     assert written[0] == written[1]
     text = written[0][1].decode()
