@@ -21,6 +21,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -109,7 +110,9 @@ def mean_bootstrap(
     Stratum k of both arms ran the same episodes in the same order. Strata weigh the same, whatever their size, and are
     not resampled: the interval speaks of these tasks, not of tasks as such. Episodes are resampled within a stratum,
     for both arms alike; the runs of an arm are resampled where it has several, so that the luck of training counts.
-    With one run it does not, and nothing here can make up for that.
+    With one run it does not, and nothing here can make up for that. R runs that are drawn with replacement spread too
+    little by (R - 1) / R, which is half for two: what a resample's runs differ from their mean is widened by the root
+    of its inverse (Davison and Hinkley 1997, 2.6.2; Rao and Wu 1988).
 
     Strata are not always independent: under several suites the same layouts are met, and the same trainings are tried.
     Strata with equal `layouts` draw the same episodes, strata with equal `trainings` the same runs; by default every
@@ -131,13 +134,19 @@ def mean_bootstrap(
         for k, outcomes in enumerate(strata):
             runs, episodes = outcomes.shape
             drawn_episodes = counts(episodes, "episodes", layouts[k] if layouts else k)
-            drawn_runs = counts(runs, which, trainings[k] if trainings else k) if runs > 1 else [1]
+            drawn_runs: Sequence[Any] = [1]
+            if runs > 1:
+                key = trainings[k] if trainings else k
+                drawn_runs = [
+                    1 + (times - 1) * math.sqrt(runs / (runs - 1)) for times in counts(runs, which, key)
+                ]
             for won, times in zip(outcomes, drawn_runs, strict=True):
                 drawn += sign * times * drawn_episodes[won].sum(axis=0) / outcomes.size
             value += sign * float(outcomes.mean())
     tail = _tail(confidence)
     low, high = np.quantile(drawn / len(treated), [tail, 1 - tail])
-    return Interval(value / len(treated), float(low), float(high))
+    least = 0.0 if baseline is None else -1.0
+    return Interval(value / len(treated), max(float(low), least), min(float(high), 1.0))
 
 
 @lru_cache(maxsize=32)

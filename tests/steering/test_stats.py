@@ -98,8 +98,12 @@ def naive_mean(strata: list[tuple[np.ndarray, np.ndarray]], shared: bool) -> np.
         differences = []
         for k, (a, b) in enumerate(strata):
             episodes = picks[0] if shared else picks[k]
-            ours, theirs = rng.integers(0, len(a), len(a)), rng.integers(0, len(b), len(b))
-            differences.append(a[ours][:, episodes].mean() - b[theirs][:, episodes].mean())
+            means = []
+            for arm in (a[:, episodes], b[:, episodes]):
+                runs = len(arm)
+                off = arm[rng.integers(0, runs, runs)].mean() - arm.mean()
+                means.append(arm.mean() + off * (math.sqrt(runs / (runs - 1)) if runs > 1 else 1))
+            differences.append(means[0] - means[1])
         drawn.append(np.mean(differences))
     return np.quantile(drawn, [0.025, 0.975])
 
@@ -138,6 +142,24 @@ def test_the_luck_of_training_counts_where_it_is_known() -> None:
     assert several.value == 0.5
     assert several.low < 0.3
     assert several.high > 0.7
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+def test_the_interval_holds_what_it_promises_under_the_luck_of_training(runs: int) -> None:
+    """Two equal recipes on five tasks, whose trainings are up to twenty points better or worse: 95 % of 200
+    comparisons should find no difference. The unwidened bootstrap finds none in 90 % with two runs."""
+    rng, covered = np.random.default_rng(0), 0
+
+    def arm() -> list[np.ndarray]:
+        return [
+            np.array([rng.random(100) < np.clip(0.6 + rng.normal(0, 0.1), 0, 1) for _ in range(runs)])
+            for _ in range(5)
+        ]
+
+    for _ in range(200):
+        found = mean_bootstrap(arm(), arm(), resamples=500)
+        covered += found.low <= 0 <= found.high
+    assert 0.92 <= covered / 200 <= 0.99
 
 
 def test_bootstrap_is_a_function_of_its_seed() -> None:
