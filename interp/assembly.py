@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from interp.heads import Head
 from interp.policies.protocol import Policy
-from interp.runs import read_json, write_atomic, write_json
+from interp.runs import digest, write_atomic, write_json
 from interp.scores import TowerScores
 
 Interval = tuple[Float[np.ndarray, " score"], Float[np.ndarray, " score"]] | tuple[None, None]
@@ -84,15 +84,12 @@ def resumable(
 ) -> list[np.ndarray]:
     """`compute` of every block; with a directory, results are kept there, and a killed sweep goes on where it was.
 
-    A block depends on nothing but itself and the plan, so resumed numbers equal uninterrupted ones bit for bit. Results
-    of another plan are discarded.
+    A block depends on nothing but itself and the plan, so resumed numbers equal uninterrupted ones bit for bit. Every
+    plan has a folder of its own in the directory, so that sweeps of several plans may run at once.
     """
     if directory is not None:
-        file = directory / "plan.json"
-        if not file.is_file() or read_json(file) != dict(plan):
-            for old in directory.glob("*.npy"):
-                old.unlink()
-            write_json(file, plan)
+        directory = directory / digest(plan)
+        write_json(directory / "plan.json", plan)  # for people: what the folder's name stands for
     results = []
     for at, block in enumerate(tqdm(blocks, desc=desc, unit="block", disable=not progress)):
         path = None if directory is None else directory / f"{at:06d}.npy"

@@ -17,6 +17,7 @@ One array a token, rather than a token axis, so that a later capture adds tokens
 there.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -80,6 +81,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UsageError(f"{path} must hold a JSON object")
     return data
+
+
+def digest(plan: Mapping[str, Any]) -> str:
+    """A folder's name for what is computed by a plan: another plan, another folder."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from random_policy import build_policy, random_observations
 from torch import Tensor, nn
 
 import interp.sweep as sweep_module
+from interp.assembly import resumable
 from interp.attribution import atp
 from interp.edits import NOTHING, Edit, single
 from interp.errors import UsageError
@@ -260,11 +261,28 @@ def test_a_sweep_ended_by_sigkill_resumes_to_the_same_bits(
             child.send_signal(signal.SIGKILL)
             break
     assert child.wait(timeout=60) == -signal.SIGKILL
-    done = sorted(path.name for path in (tmp_path / "sweep").glob("[0-9]*.npy"))
+    done = sorted(path.name for path in (tmp_path / "sweep").rglob("*.npy"))
     assert done == ["000000.npy", "000001.npy"]
     resumed, whole = sweep(policy, tmp_path / "sweep"), sweep(policy, None)
     assert np.array_equal(resumed.indirect, whole.indirect)
     assert np.array_equal(resumed.total, whole.total)
+
+
+def test_sweeps_of_two_plans_in_one_directory_keep_their_own_numbers(tmp_path: Path) -> None:
+    """The second sweep starts and ends while the first computes its third block."""
+    blocks = [[at] for at in range(5)]
+
+    def other(block: list[int]) -> np.ndarray:
+        return np.full((1, 1), 2.0)
+
+    def first(block: list[int]) -> np.ndarray:
+        if block == [2]:
+            assert resumable(tmp_path, {"direction": "noising"}, blocks, other, desc="") == [2.0] * 5
+        return np.full((1, 1), 1.0)
+
+    assert resumable(tmp_path, {"direction": "denoising"}, blocks, first, desc="") == [1.0] * 5
+    # and both can still be resumed
+    assert resumable(tmp_path, {"direction": "denoising"}, blocks, other, desc="") == [1.0] * 5
 
 
 # ---- mistakes
