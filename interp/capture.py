@@ -181,10 +181,7 @@ class _Pass:
                 bar.update(len(frames))
         table = pa.concat_tables([pq.read_table(self._part(start)) for start in starts])
         write_atomic(self.run.path / "signals.parquet", _parquet(table))
-        captured = {tower: list(tokens) for tower, tokens in self.run.info["captured"].items()}
-        for tower, token in self.keys:
-            captured[tower] = sorted({*captured.get(tower, ()), token})
-        self.run.update(captured=captured)
+        self.run.update({tower: [token for of, token in self.keys if of == tower] for tower, _ in self.keys})
         shutil.rmtree(self.work)
 
     def _part(self, start: int) -> Path:
