@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from interp.capture import frame_noise, thumbnail
 from interp.demos import Demonstrations, Episode
-from interp.errors import unknown
+from interp.errors import UsageError, unknown
 from interp.footage import ABOUT, EDITS, SCHEMA, place
 from interp.policies.protocol import Observation, Policy
-from interp.runs import Run, write_json
+from interp.runs import Run, alone, write_json
 from interp.watching import QUERIES, Seen, watch
 
 FRAMES = 16
@@ -43,13 +43,15 @@ def footage(
         if index not in chosen:
             raise unknown(f"episode of {demos.path}", index, chosen)
     wanted = [chosen[index] for index in (chosen if episodes is None else episodes)]
-    todo = [episode for episode in wanted if not place(run, episode.index, edit).exists()]
-    for left in (run.path / "attention").glob(".*"):
-        shutil.rmtree(left)  # of an episode that was interrupted
-    label = "footage" if edit is None else f"footage, {EDITS[edit].label}"
-    with tqdm(total=sum(map(len, todo)), unit="frame", desc=label, disable=not progress) as bar:
-        for episode in todo:
-            _write_episode(policy, demos, run, episode, edit, bar.update)
+    busy = f"run {run.path} is being filmed by another process: wait until it has ended, or stop it"
+    with alone(run.path / ".footage.lock", busy):
+        todo = [episode for episode in wanted if not place(run, episode.index, edit).exists()]
+        for left in (run.path / "attention").glob(".*"):
+            shutil.rmtree(left)  # of an episode that was interrupted; its process is dead, or it would have the lock
+        label = "footage" if edit is None else f"footage, {EDITS[edit].label}"
+        with tqdm(total=sum(map(len, todo)), unit="frame", desc=label, disable=not progress) as bar:
+            for episode in todo:
+                _write_episode(policy, demos, run, episode, edit, bar.update)
     return run
 
 
@@ -118,7 +120,10 @@ class Writer:
     def finish(self, *, episode: int, edit: str | None, settings: Mapping[str, Any]) -> None:
         for array in self.arrays.values():
             array.flush()
+        gone = [name for name in self.arrays if not (self.path / f"{name}.npy").is_file()]
         self.arrays.clear()
+        if gone:
+            raise UsageError(f"{self.path / gone[0]}.npy was removed while it was written: start again")
         about = {
             "schema": SCHEMA,
             "episode": episode,
