@@ -54,7 +54,7 @@ def replaced(policy: Policy, head: Head, new: Callable[[Tensor], Tensor]) -> Ite
 
 def chunk_at(policy: Policy, demos: Demonstrations, settings: AblationSettings, frame: int) -> Tensor:
     """The normalised chunk of one frame, by itself."""
-    noise = _Problem(policy, demos, settings, demos, 0)._noise([frame], 1)[:, 0]
+    noise = _Problem(policy, demos, settings, demos, 0).passes.noise([frame], 1)[:, 0]
     with torch.no_grad():
         return policy.normalise_actions(policy.sample(policy.batch([demos.observation(frame)]), noise))[0]
 
@@ -133,7 +133,7 @@ def test_resampling_takes_z_of_a_frame_of_another_episode(policy: Policy, demos:
     for frame in (0, 6):
         found = []
         for at in range(2):
-            donor = problem._donor(frame, at)
+            donor = problem.substitutes.donor(frame, at)
             assert demos.episode_of[donor] != demos.episode_of[frame]
             steps: list[Tensor] = []
             with replaced(policy, head, lambda z, into=steps: into.append(z) or z):
@@ -156,7 +156,7 @@ def test_the_effect_on_the_loss_is_ablated_minus_intact_over_valid_steps(
         assert np.isfinite(scores.tower("vlm").value[:2]).all()
         assert not np.allclose(scores.tower("expert").value, 0)
         return
-    noise = _Problem(policy, demos, settings, demos, 0)._noise
+    noise = _Problem(policy, demos, settings, demos, 0).passes.noise
     for head in (Head("expert", 2, 0), Head("vlm", 1, 1)):
 
         def loss(frame: int) -> np.ndarray:
