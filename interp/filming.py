@@ -47,7 +47,9 @@ def footage(
     with alone(run.path / ".footage.lock", busy):
         todo = [episode for episode in wanted if not place(run, episode.index, edit).exists()]
         for left in (run.path / "attention").glob(".*"):
-            shutil.rmtree(left)  # of an episode that was interrupted; its process is dead, or it would have the lock
+            shutil.rmtree(
+                left
+            )  # of an episode that was interrupted; its process is dead, or it would have the lock
         label = "footage" if edit is None else f"footage, {EDITS[edit].label}"
         with tqdm(total=sum(map(len, todo)), unit="frame", desc=label, disable=not progress) as bar:
             for episode in todo:

@@ -151,11 +151,16 @@ def test_what_several_processes_add_to_a_run_is_all_there(policy: Policy, tmp_pa
     visual = {"factor": "visual", "method": "atp", "note": None}
     runs = [Run.open(tmp_path / "r") for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda at: runs[at].update({"expert": [f"token_{at}"]}, [{**visual, "n": at}]), range(8)))
+        list(
+            pool.map(lambda at: runs[at].update({"expert": [f"token_{at}"]}, [{**visual, "n": at}]), range(8))
+        )
     Run.open(tmp_path / "r").update(factors=[{**visual, "method": "patching"}, {**visual, "n": 9}])
     info = Run.open(tmp_path / "r").info
     assert info["captured"] == {"expert": [f"token_{at}" for at in range(8)]}
-    assert [(entry["method"], entry.get("n")) for entry in info["factors"]] == [("atp", 9), ("patching", None)]
+    assert [(entry["method"], entry.get("n")) for entry in info["factors"]] == [
+        ("atp", 9),
+        ("patching", None),
+    ]
 
 
 def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> None:
@@ -169,7 +174,10 @@ def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> None:
     )
     assert child.stdout is not None
     assert child.stdout.readline() == b"held\n"
-    with pytest.raises(UsageError, match="^another one is at it$"), alone(tmp_path / "lock", "another one is at it"):
+    with (
+        pytest.raises(UsageError, match="another one is at it"),
+        alone(tmp_path / "lock", "another one is at it"),
+    ):
         pass
     child.kill()
     child.wait()
