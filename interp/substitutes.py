@@ -91,8 +91,9 @@ class Passes:
     ) -> tuple[Float[Tensor, "frame horizon action"], Bool[Tensor, "frame horizon"]]:
         """Demonstrated chunks as the loss takes them, and which steps are past the end of the episode."""
         chunks, over = zip(*(self.demos.chunk(at, self.policy.spec.horizon) for at in frames), strict=True)
-        actions = self.policy.normalise_actions(torch.tensor(np.stack(chunks)).to(noise))
-        return actions, torch.tensor(np.stack(over)).to(noise.device)
+        # Normalised before they are rounded to the noise's precision, which may not hold the robot's units.
+        actions = self.policy.normalise_actions(torch.tensor(np.stack(chunks)).float().to(noise.device))
+        return actions.to(noise), torch.tensor(np.stack(over)).to(noise.device)
 
 
 class Substitutes:

@@ -74,10 +74,17 @@ class Statistics:
         return data if self.floor == STD_FLOOR else {**data, "floor": self.floor}
 
     def apply(self, values: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
+        values = _single(values)
         return (values - values.new_tensor(self.mean)) / (values.new_tensor(self.std) + self.floor)
 
     def invert(self, values: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
+        values = _single(values)
         return values * (values.new_tensor(self.std) + self.floor) + values.new_tensor(self.mean)
+
+
+def _single(values: Tensor) -> Tensor:
+    """In float32 at least: of bfloat16's three digits a mean may take all."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
