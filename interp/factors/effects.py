@@ -79,7 +79,7 @@ class Effects:
     seed: int
     heads: tuple[Head, ...]
     indirect: Float[np.ndarray, "head pair"]
-    """<P, D>"""
+    """<P, D>; NaN if the factor is silent, for then the heads are not measured."""
     total: Float[np.ndarray, " pair"]
     """<D, D>"""
     numbers: int
@@ -106,16 +106,16 @@ class Effects:
         return self.empty is not None and self.empty.silent and self.silent
 
     def share(self, where: Sequence[int] | None = None) -> Float[np.ndarray, " head"]:
-        """NIE / TE over all pairs, or over some; NaN if their swaps do nothing."""
+        """NIE / TE over all pairs, or over some; NaN if their swaps, or the factor's together, do nothing."""
         places = self._places(where)
-        if self._silent(places):
+        if self.silent or self._silent(places):
             return np.full(len(self.heads), np.nan)
         return self.indirect[:, places].sum(axis=1) / self.total[places].sum()
 
     def interval(self, where: Sequence[int] | None = None, resamples: int = 1000) -> Interval:
         """95 % of `share` over resampled episodes."""
         places = self._places(where)
-        if self._silent(places):
+        if self.silent or self._silent(places):
             return None, None
         return bootstrap(
             self.indirect[:, places], self.total[places], self.groups[places], resamples, self.seed
@@ -168,7 +168,7 @@ def measure(
         span=span,
         seed=seed,
         heads=heads,
-        indirect=np.zeros((len(heads), len(pairs))),
+        indirect=np.full((len(heads), len(pairs)), np.nan),
         total=total,
         numbers=_numbers(policy),
         empty=empty,
