@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from interp.errors import UsageError
 from steering.reproduce import maps
-from steering.reproduce.plan import Job, Plan
+from steering.reproduce.plan import Arm, Job, Plan
 from steering.reproduce.records import read_records, write_costs, write_record
-from steering.reproduce.work import POLICY, perform, results_path
+from steering.reproduce.work import POLICY, as_planned, perform, results_path
 from steering.results import Result, load_result, result_path, save_result
 from steering.rollouts import TABLETOP, RolloutError, settings_of
 from steering.suites import SUITES
@@ -48,7 +48,7 @@ def run(
         restore(work, results)
         jobs = list(plan.jobs())
         missing = [job for job in jobs if not done(plan, work, job)]
-        for task, arm in dict.fromkeys((job.task, job.arm.name) for job in jobs if job not in missing):
+        for task, arm in dict.fromkeys((job.task, job.arm) for job in jobs if job not in missing):
             keep(plan, work, results, task, arm)
         with (
             tqdm(
@@ -62,7 +62,7 @@ def run(
             _pool(processes) as pool,
         ):
             for job, found in _in_order(pool, plan, work, missing, 2 * processes):
-                keep(plan, work, results, job.task, job.arm.name)
+                keep(plan, work, results, job.task, job.arm)
                 bar.update(plan.n * len(job.suites))
                 rates = ", ".join(f"{r.suite} {r.success_rate.value:.0%}" for r in found)
                 say(f"{job}: {rates} (n = {plan.n})")
@@ -101,21 +101,29 @@ def restore(work: Path, results: Path) -> None:
 
 
 def done(plan: Plan, work: Path, job: Job) -> bool:
-    """Whether all rollouts of a job are there."""
-    found = [result_path(results_path(work, job.task, job.seed), job.arm.name, suite) for suite in job.suites]
-    return all(path.is_file() and len(load_result(path).episodes) >= plan.n for path in found)
+    """Whether all rollouts of a job are there, of a policy trained as the plan says."""
+    paths = [result_path(results_path(work, job.task, job.seed), job.arm.name, suite) for suite in job.suites]
+    return all(
+        path.is_file()
+        and len((result := load_result(path)).episodes) >= plan.n
+        and as_planned(plan, job.arm, result)
+        for path in paths
+    )
 
 
-def keep(plan: Plan, work: Path, results: Path, task: str, arm: str) -> None:
-    """Write the record of all that is there of an arm on a task, whatever part of the plan it came from."""
+def keep(plan: Plan, work: Path, results: Path, task: str, arm: Arm) -> None:
+    """Write the record of all that is there of an arm on a task, whatever part of the plan it came from.
+
+    A record has one recipe: what was trained with another, before a default changed, is left out until it is repeated.
+    """
     found = [
         (int(directory.name.removeprefix("seed").removesuffix("-results")), result)
         for directory in sorted((work / task).glob("seed*-results"))
         for path in sorted(directory.glob("*.json"))
-        if path.stem.split("--")[0] == arm and (result := load_result(path))
+        if path.stem.split("--")[0] == arm.name and as_planned(plan, arm, result := load_result(path))
     ]
     command = ["robosteer", "reproduce", *(["--quick"] if plan.name == "quick" else [])]
-    command += ["--tasks", task, "--arms", arm]
+    command += ["--tasks", task, "--arms", arm.name]
     write_record(results, found, shlex.join(command))
     write_costs(results, found)
 

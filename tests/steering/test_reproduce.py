@@ -15,11 +15,12 @@ from interp.errors import UsageError
 from interp.policies import load_policy
 from steering.compare import compare_entries
 from steering.episode import Episode
+from steering.recipes import Recipe
 from steering.reproduce.experiment import done, keep, restore, run
 from steering.reproduce.plan import FULL, PLANS, Arm, Plan, Study
 from steering.reproduce.records import read_records, write_costs, write_record
-from steering.reproduce.work import alone, perform
-from steering.results import Result
+from steering.reproduce.work import alone, perform, results_path
+from steering.results import Result, result_path, save_result
 from steering.suites import SUITES
 from testbed.tasks import PRETRAINING, TARGETS
 
@@ -267,7 +268,7 @@ def test_what_records_hold_is_not_measured_again(tmp_path: Path) -> None:
     restore(tmp_path / "new", kept)
     assert all(done(ONE, tmp_path / "new", job) for job in ONE.jobs())
     restore(tmp_path / "new", kept)
-    keep(ONE, tmp_path / "new", kept, "press-button-hard", "base")
+    keep(ONE, tmp_path / "new", kept, "press-button-hard", Arm("base"))
     assert path.read_bytes() == before
 
     more = replace(ONE, n=3)  # adds an episode, and does not run the two again: their made-up lengths stay
@@ -276,6 +277,20 @@ def test_what_records_hold_is_not_measured_again(tmp_path: Path) -> None:
     (found,) = perform(more, tmp_path / "new", job)
     assert found.episodes[:2] == measured.episodes
     assert len(found.episodes) == 3
+
+
+def test_what_was_trained_with_another_recipe_is_not_done(tmp_path: Path) -> None:
+    arm = Arm("retain", heads=3)
+    plan = Plan("quick", (Study("s", "?", (arm,), tasks=("press-button-hard",)),), seeds=(0, 1), n=1, steps=4)
+    for seed, steps in ((0, 4), (1, 3)):
+        recipe = {**Recipe.named("aligned", steps=steps).to_json(), "name": "retain", "of": "aligned"}
+        made = result(arm.name, "in-domain", "1", task="press-button-hard")
+        settings = {"rolled_out": "press-button-hard", "execute": 2, "recipe": recipe, "seed": seed}
+        directory = results_path(tmp_path, "press-button-hard", seed)
+        save_result(result_path(directory, arm.name, "in-domain"), replace(made, settings=settings))
+    assert [done(plan, tmp_path, job) for job in plan.jobs()] == [True, False]
+    keep(plan, tmp_path, tmp_path / "results", "press-button-hard", arm)
+    assert [e.result.settings["seed"] for e in read_records(tmp_path / "results")] == [0]
 
 
 @pytest.mark.slow
