@@ -66,6 +66,33 @@ def _app_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--allow-launch", action="store_true", help="let its pages start and stop finetunings")
 
 
+def bench(a: argparse.Namespace) -> int | None:
+    """List the repository's benchmarks, or run one: speed and memory beside its peers, in one run."""
+    import subprocess
+
+    from interp.errors import UsageError, unknown
+
+    folder = Path(__file__).parent / "benchmarks"
+    scripts = {path.stem: path for path in sorted(folder.glob("*.py")) if "__main__" in path.read_text()}
+    if not scripts:
+        raise UsageError(f"{folder} has no benchmarks: they come with the repository, not with the package")
+    if a.name is None:
+        for name, path in scripts.items():
+            about = path.read_text().splitlines()[0].strip('" ')
+            print(f"{name:<12}{about}")
+        return None
+    if a.name not in scripts:
+        raise unknown("benchmark", a.name, scripts)
+    return subprocess.run([sys.executable, scripts[a.name], *a.rest], check=False).returncode
+
+
+def _bench_takes(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", nargs="?", help="which one; without it, the list")
+    p.add_argument(
+        "rest", nargs=argparse.REMAINDER, help="what the benchmark takes: robosteer bench NAME --help"
+    )
+
+
 def demo(a: argparse.Namespace) -> None:
     """The whole loop on the embedded default; every step is printed as the command that repeats it."""
     import time
@@ -113,6 +140,7 @@ VERBS = (
     *interp.verbs.VERBS,
     *steering.verbs.VERBS,
     (app, _app_takes),
+    (bench, _bench_takes),
 )
 
 
