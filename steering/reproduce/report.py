@@ -252,7 +252,7 @@ def choice_table(entries: Sequence[Entry]) -> Table:
     ]
     note = (
         f"{_left_out(entries)} The same: every difference of {100 * MARGIN:.3g} points or more is excluded. Open: "
-        f"neither zero nor that is. `k{FEW}` trains {FEW} heads instead of {HEADS}."
+        f"neither zero nor that is. `k{FEW}` trains {FEW} heads instead of {HEADS}.{_draws(entries)}"
     )
     if not rows:
         rows = [("no choice of heads was run against another yet", "", "", "", "", "")]
@@ -275,6 +275,20 @@ def _left_out(entries: Sequence[Entry]) -> str:
         return f"{said}no arm that trains nothing but heads of the expert helps there, whichever these are."
     named = ", ".join(f"`{c.arm}` on {c.tasks[0]} {points(c.difference)}" for c in helped)
     return f"{said}few arms that train nothing but heads of the expert help there ({named})."
+
+
+def _draws(entries: Sequence[Entry]) -> str:
+    """How often heads were drawn: a seed's draw is the same on all tasks, which an interval of one seed cannot know."""
+    drawn: dict[str, set[tuple[str, ...]]] = {}
+    for e in entries:
+        if e.result.arm == "random-k" and e.result.heads:
+            drawn.setdefault(e.arm, set()).add(e.result.heads)
+    if not drawn:
+        return ""
+    counts = ", ".join(f"{len(sets)} of `{arm}`" for arm, sets in sorted(drawn.items()))
+    return (
+        f" Random heads are drawn once a seed, for all tasks: draws, {counts}. One draw may be a lucky one."
+    )
 
 
 def _excluded(c: Contrast) -> str:

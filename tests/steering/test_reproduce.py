@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +20,13 @@ from steering.episode import Episode
 from steering.recipes import Recipe
 from steering.reproduce.experiment import done, keep, restore, run
 from steering.reproduce.plan import FULL, PLANS, Arm, Plan, Study
+from steering.reproduce.pool import Cluster
 from steering.reproduce.records import read_records, write_costs, write_record
 from steering.reproduce.work import alone, perform, results_path
 from steering.results import Result, result_path, save_result
 from steering.suites import SUITES
 from testbed.tasks import PRETRAINING, TARGETS
+from testbed.variation import TestbedError
 
 ROOT = Path(__file__).parents[2]
 
@@ -250,6 +254,45 @@ def test_an_experiment_that_is_killed_ends_with_the_records_of_one_that_is_not(t
     trained = json.loads((kept / "press-button-hard/aligned-k3.json").read_text())["runs"][0]
     assert len(trained["heads"]) == 3
     assert sum(trained["trainable_parameters"].values()) == 3 * 4096
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Ray cluster of this machine alone, and its address."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # no token is left in the home directory
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    here = ["--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}", "--num-cpus=2"]
+    subprocess.run(
+        [*ray, "start", "--head", *here, "--include-dashboard=false"], check=True, capture_output=True
+    )
+    yield address
+    subprocess.run([*ray, "stop", "--force"], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_a_cluster_does_the_same_jobs(tmp_path: Path, cluster: str) -> None:
+    def same(result: Result) -> Result:
+        return replace(result, seconds={}, peak_memory_mb=None, created="")
+
+    (job,) = SMALL.only(studies=["success"], arms=["aligned-k3"]).jobs()
+    with Cluster(cluster) as pool:
+        assert pool.processes == 2
+        (there,) = pool.submit(perform, SMALL, tmp_path / "there", job).result()
+        wrong = pool.submit(perform, SMALL, tmp_path / "there", replace(job, task="nothing"))
+        with pytest.raises(TestbedError, match=r"^task 'nothing': unknown"):  # a job's error, as it is
+            wrong.result()
+    (here,) = perform(SMALL, tmp_path / "here", job)
+    assert same(there) == same(here)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"--ray nowhere: no cluster answers \(.+\); `ray start --head` starts one"
+    ):
+        run(SMALL, tmp_path, tmp_path / "results", ray="nowhere")
 
 
 ONE = Plan("quick", (Study("success", "?", (Arm("base"),), tasks=("press-button-hard",)),), seeds=(0,), n=2)
