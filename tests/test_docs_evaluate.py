@@ -1,9 +1,13 @@
-"""What docs/evaluate.md says is so: its commands parse, its suites and knobs are all that there are."""
+"""What docs/evaluate.md says is so: its commands parse, its suites and knobs are all that there are, and the results
+file that it tells people to write by hand is read."""
 
+import json
 import re
 import shlex
 from dataclasses import fields
 from pathlib import Path
+
+import pytest
 
 import robosteer
 from steering.suites import SUITES
@@ -42,3 +46,22 @@ def test_all_knobs_are_listed() -> None:
     about = section("A suite of your own")
     assert first_cells(about) == [field.name for field in fields(Variation)]
     assert re.findall(r"Colour words: (.*)\.", about) == [", ".join(COLOURS)]
+
+
+def test_trials_written_by_hand_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (written,) = re.findall(r"```json\n(.*?)```", section("Trials on a real robot"), re.S)
+    results = tmp_path / "runs/mug/results"
+    results.mkdir(parents=True)
+    (results / "aligned.json").write_text(written)
+    base = json.loads(written)
+    for trial in base["episodes"]:
+        trial["success"] = False
+    (results / "base.json").write_text(
+        json.dumps({**base, "name": "base", "arm": "base", "policy": "as it came"})
+    )
+    assert not robosteer.main(["compare", str(tmp_path / "runs/mug"), "--format", "json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["against"], found["notes"]) == ("base", [])
+    success = {cell["arm"]: (cell["success"]["value"], cell["paired"]) for cell in found["cells"]}
+    assert success == {"base": (0, 0), "aligned": (0.5, 2)}
+    assert found["cells"][1]["difference"]["value"] == 0.5
