@@ -53,7 +53,7 @@ class Cluster(Executor):
         try:
             import ray
         except ImportError as error:
-            raise UsageError(f"--ray {address} needs Ray ({error}): pip install 'robosteer[ray]'") from error
+            raise UsageError(f"--ray {address} needs Ray ({error}): pip install ray") from error
         try:
             ray.init(
                 address=address,
