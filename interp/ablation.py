@@ -32,6 +32,7 @@ from torch import Tensor
 
 from interp.assembly import Interval, bootstrap, resumable, spread, tower_scores
 from interp.demos import Demonstrations
+from interp.devices import exactly
 from interp.edits import NOTHING, Edit, single, z_values
 from interp.errors import UsageError
 from interp.heads import Head
@@ -250,7 +251,7 @@ class _Problem:
         for at in range(self.settings.repeats):
             values = self._values(frames, towers, at)
             out = self._measured(stage, frames, [NOTHING, *edits], values)
-            repeats.append((out[1:] - out[:1]).double().cpu().numpy())
+            repeats.append(exactly(out[1:] - out[:1]).numpy())
         return np.stack(repeats, axis=2)
 
     def effect(
@@ -372,18 +373,17 @@ class _Problem:
             block = frames[start : start + self.settings.block].tolist()
             batch, values = self._z(block, [tower])
             for name, z in values.items():
+                z = exactly(z)
+                weight = exactly(batch["attention_mask"]) if tower == "vlm" else z.new_ones(len(block))
                 if tower == "expert":
-                    z = rearrange(
-                        z.double(), "step (frame draw) ... -> frame step draw ...", frame=len(block)
-                    )
-                    weight = z.new_ones(len(block))
-                else:
-                    z = z.double()
-                    weight = batch["attention_mask"].double() if tower == "vlm" else z.new_ones(len(block))
+                    z = rearrange(z, "step (frame draw) ... -> frame step draw ...", frame=len(block))
                 shaped = weight.reshape(*weight.shape, *(1,) * (z.ndim - weight.ndim))
                 totals[name] = totals.get(name, 0) + (z * shaped).sum(dim=0, keepdim=True)
                 counts[name] = counts.get(name, 0) + shaped.sum(dim=0, keepdim=True)
-        means = {name: (total / counts[name].clamp(min=1)).float() for name, total in totals.items()}
+        device = batch["state"].device
+        means = {
+            name: (total / counts[name].clamp(min=1)).float().to(device) for name, total in totals.items()
+        }
         return {name: mean[0] for name, mean in means.items()} if tower == "expert" else means
 
     def _donor(self, frame: int, at: int) -> int:
