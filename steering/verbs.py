@@ -313,9 +313,8 @@ def _serve_takes(p: ArgumentParser) -> None:
     p.add_argument("--policy", default="tiny-pi0", help="directory, hub id or tiny-pi0")
     p.add_argument(
         "--layout",
-        choices=("droid", "libero", "testbed"),
         default="testbed",
-        help="keys that the robot sends",
+        help="keys that the robot sends: droid, libero, testbed, or a JSON file of your own (docs/serve.md)",
     )
     p.add_argument(
         "--camera",
