@@ -30,6 +30,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults that say something: none is not one, and neither is a flag that is off."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, []) or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     arguments = build_parser().parse_args(words)
@@ -171,7 +180,7 @@ def build_parser() -> Parser:
             function.__name__,
             help=text.split("\n")[0],
             description=text,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=Help,
         )
         takes(added)
         added.set_defaults(run_verb=function)
