@@ -30,6 +30,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults that say something: none is not one, and neither is a flag that is off."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, []) or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     arguments = build_parser().parse_args(words)
@@ -66,23 +75,65 @@ def _app_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--allow-launch", action="store_true", help="let its pages start and stop finetunings")
 
 
+def bench(a: argparse.Namespace) -> int | None:
+    """List the repository's benchmarks, or run one: speed and memory beside its peers, in one run."""
+    import subprocess
+
+    from interp.errors import UsageError, unknown
+
+    folder = Path(__file__).parent / "benchmarks"
+    scripts = {path.stem: path for path in sorted(folder.glob("*.py")) if "__main__" in path.read_text()}
+    if not scripts:
+        raise UsageError(f"{folder} has no benchmarks: they come with the repository, not with the package")
+    if a.name is None:
+        for name, path in scripts.items():
+            about = path.read_text().splitlines()[0].strip('" ')
+            print(f"{name:<12}{about}")
+        return None
+    if a.name not in scripts:
+        raise unknown("benchmark", a.name, scripts)
+    return subprocess.run([sys.executable, scripts[a.name], *a.rest], check=False).returncode
+
+
+def _bench_takes(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", nargs="?", help="which one; without it, the list")
+    p.add_argument(
+        "rest", nargs=argparse.REMAINDER, help="what the benchmark takes: robosteer bench NAME --help"
+    )
+
+
 def demo(a: argparse.Namespace) -> None:
     """The whole loop on the embedded default; every step is printed as the command that repeats it."""
     import time
 
+    interp.verbs.check_device(a.device)
     began, run = time.time(), Path(a.run)
+    here = () if a.device == "cpu" else ("--device", a.device)
     demos = run.parent / f"{run.name}-demonstrations"
     if not demos.exists():
         _say("record", "--task", a.task, "--episodes", a.episodes, "--demos", demos)
-    _say("capture", "--demos", demos, "--run", run, "--footage")
+    _say("capture", "--demos", demos, "--run", run, "--footage", *here)
     _say("rank", "--run", run)
-    _say("factors", "--run", run, "--pairs", 10, "--task", a.task)
+    _say("factors", "--run", run, "--pairs", 10, "--task", a.task, *here)
     _say("select", "--run", run, "--top", a.heads, "--name", "chosen")
-    _say("evaluate", "--run", run, "--task", a.task, "--n", a.n, "--name", "base")
-    _say("finetune", "--run", run, "--heads", "chosen")
+    _say("evaluate", "--run", run, "--task", a.task, "--n", a.n, "--name", "base", *here)
+    _say("finetune", "--run", run, "--heads", "chosen", *here)
     aligned = run / "jobs/aligned/policy"
-    _say("evaluate", "--run", run, "--policy", aligned, "--task", a.task, "--n", a.n, "--against", "base")
-    _say("export", "--run", run, "--name", "aligned", "--overwrite")
+    _say(
+        "evaluate",
+        "--run",
+        run,
+        "--policy",
+        aligned,
+        "--task",
+        a.task,
+        "--n",
+        a.n,
+        "--against",
+        "base",
+        *here,
+    )
+    _say("export", "--run", run, "--name", "aligned", "--overwrite", *here)
     print(f"\nthe loop took {time.time() - began:.0f} s")
     if not a.no_app:
         _say("app", "--runs", run.parent, "--port", a.port)
@@ -94,6 +145,7 @@ def _demo_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--episodes", type=int, default=20, help="demonstrations to record")
     p.add_argument("--heads", type=int, default=12, help="how many heads to finetune")
     p.add_argument("--n", type=int, default=100, help="rollouts before and after")
+    interp.verbs.takes_device(p)
     p.add_argument("--port", type=int, default=8050)
     p.add_argument("--no-app", action="store_true", help="end instead of opening the dashboard")
 
@@ -113,6 +165,7 @@ VERBS = (
     *interp.verbs.VERBS,
     *steering.verbs.VERBS,
     (app, _app_takes),
+    (bench, _bench_takes),
 )
 
 
@@ -127,7 +180,7 @@ def build_parser() -> Parser:
             function.__name__,
             help=text.split("\n")[0],
             description=text,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=Help,
         )
         takes(added)
         added.set_defaults(run_verb=function)

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from interp.assembly import Interval, bootstrap, resumable, spread, tower_scores
 from interp.demos import Demonstrations
+from interp.devices import exactly
 from interp.edits import NOTHING, Edit, single
 from interp.errors import UsageError
 from interp.heads import Head
@@ -207,7 +208,7 @@ class _Problem:
         for at in range(self.settings.repeats):
             values = self.substitutes.of(frames, towers, at)
             out = self._measured(stage, frames, [NOTHING, *edits], values)
-            repeats.append((out[1:] - out[:1]).double().cpu().numpy())
+            repeats.append(exactly(out[1:] - out[:1]).numpy())
         return np.stack(repeats, axis=2)
 
     def effect(

@@ -32,6 +32,7 @@ from interp.ablation import AblationSettings, ablated
 from interp.attribution import Direct, direct
 from interp.capture import frame_noise
 from interp.demos import Demonstrations, Episode
+from interp.devices import exactly
 from interp.edits import Edit
 from interp.errors import UsageError, unknown
 from interp.footage import Camera
@@ -344,8 +345,8 @@ def _parts(written: Direct) -> dict[str, float]:
         "noise": written.noise[0],
         "action": written.action[0],
     }
-    return {name: float(part.double().square().mean().sqrt()) for name, part in sums.items()}
+    return {name: float(exactly(part).square().mean().sqrt()) for name, part in sums.items()}
 
 
 def _numbers(tensor: Tensor) -> Float[np.ndarray, "..."]:
-    return tensor.detach().double().cpu().numpy()
+    return exactly(tensor.detach()).numpy()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.assembly import bootstrap, spread, tower_scores
 from interp.demos import Demonstrations
+from interp.devices import exactly
 from interp.errors import UsageError, unknown
 from interp.noise import frame_noise
 from interp.policies.protocol import Batch, Observation, Policy
@@ -91,7 +92,7 @@ def attention_mass(
     width = spec.tower(tower).heads
     means = [torch.stack(sums[layer]).mean(dim=0) for layer in layers]
     padded = [torch.nn.functional.pad(mean, (0, width - mean.shape[-1])) for mean in means]
-    mass = torch.stack(padded, dim=2).double().cpu().numpy()
+    mass = exactly(torch.stack(padded, dim=2)).numpy()
     return AttentionMass(tower, query, dict(zip(parts, mass, strict=True)))
 
 

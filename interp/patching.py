@@ -33,6 +33,7 @@ from torch import Tensor
 
 from interp.assembly import Interval, bootstrap, grid_of, resumable, spread, tower_scores
 from interp.demos import Demonstrations, Episode
+from interp.devices import exactly
 from interp.edits import NOTHING, Edit, Values, check_edits, single, z_values
 from interp.errors import UsageError
 from interp.noise import keyed_noise
@@ -250,11 +251,11 @@ def patch(
         sides = Sides.of(policy, pairs, block, direction, seed)
         sides.check_aligned(policy, edits)
         target, values = sides.source_run(policy, towers)
-        out = Stage(policy, sides.base, budget).denoise(sides.noise, [NOTHING, *edits], values).double()
-        difference = target.double() - out[0]
+        out = exactly(Stage(policy, sides.base, budget).denoise(sides.noise, [NOTHING, *edits], values))
+        difference = exactly(target) - out[0]
         indirect = einsum(out[1:] - out[0], difference, "edit pair h a, pair h a -> edit pair a")
         total = einsum(difference, difference, "pair h a, pair h a -> pair a")
-        return torch.cat([indirect, total[None]]).cpu().numpy()
+        return torch.cat([indirect, total[None]]).numpy()
 
     found = resumable(
         None if directory is None else Path(directory),

@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.assembly import Interval, bootstrap, resumable
+from interp.devices import exactly
 from interp.edits import Edit, Values
 from interp.errors import UsageError
 from interp.heads import Head
@@ -151,10 +152,9 @@ class _Held:
         """<P, D> of every sender's receivers and of the action, then <D, D>."""
         dims = self.policy.spec.action_dim
         with torch.no_grad():
-            base = self.policy.denoise(self.sides.base, self.sides.noise, self.stage.prefix)[
-                ..., :dims
-            ].double()
-        difference = self.target.double() - base
+            answer = self.policy.denoise(self.sides.base, self.sides.noise, self.stage.prefix)
+        base = exactly(answer[..., :dims])
+        difference = exactly(self.target) - base
         rows = []
         for sender in senders:
             values, action = self._sent(sender)
@@ -162,12 +162,12 @@ class _Held:
             answers = iter(())
             if reached:
                 edits = [Edit((receiver,)) for receiver in reached]
-                answers = iter(self.stage.denoise(self.sides.noise, edits, values).double() - base)
+                answers = iter(exactly(self.stage.denoise(self.sides.noise, edits, values)) - base)
             changes = [next(answers) if r in reached else torch.zeros_like(base) for r in receivers]
-            changes.append(action.double() - base)
+            changes.append(exactly(action) - base)
             rows.append(einsum(torch.stack(changes), difference, "to pair h a, pair h a -> to pair a"))
         total = einsum(difference, difference, "pair h a, pair h a -> pair a")
-        return torch.cat([*rows, total[None]]).cpu().numpy()
+        return torch.cat([*rows, total[None]]).numpy()
 
     def _names(self) -> list[str]:
         kinds = ["attn.hook_z", "hook_mlp_out"] + [

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.assembly import spread
 from interp.demos import Demonstrations
+from interp.devices import exactly
 from interp.edits import z_values
 from interp.errors import UsageError
 from interp.noise import frame_noise
@@ -164,16 +165,15 @@ class Substitutes:
             block = frames[start : start + self.settings.block].tolist()
             batch, values = self._z(block, [tower])
             for name, z in values.items():
+                z = exactly(z)
+                weight = exactly(batch["attention_mask"]) if tower == "vlm" else z.new_ones(len(block))
                 if tower == "expert":
-                    z = rearrange(
-                        z.double(), "step (frame draw) ... -> frame step draw ...", frame=len(block)
-                    )
-                    weight = z.new_ones(len(block))
-                else:
-                    z = z.double()
-                    weight = batch["attention_mask"].double() if tower == "vlm" else z.new_ones(len(block))
+                    z = rearrange(z, "step (frame draw) ... -> frame step draw ...", frame=len(block))
                 shaped = weight.reshape(*weight.shape, *(1,) * (z.ndim - weight.ndim))
                 totals[name] = totals.get(name, 0) + (z * shaped).sum(dim=0, keepdim=True)
                 counts[name] = counts.get(name, 0) + shaped.sum(dim=0, keepdim=True)
-        means = {name: (total / counts[name].clamp(min=1)).float() for name, total in totals.items()}
+        device = batch["state"].device
+        means = {
+            name: (total / counts[name].clamp(min=1)).float().to(device) for name, total in totals.items()
+        }
         return {name: mean[0] for name, mean in means.items()} if tower == "expert" else means

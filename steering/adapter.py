@@ -36,6 +36,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from interp.devices import exactly
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies import Policy
@@ -277,8 +278,8 @@ def _explained(old: Tensor, change: Float[Tensor, "d_out d_in"], kept: LowRank) 
     kept = LowRank(kept.down.float().to(change.device), kept.up.float().to(change.device))
     if kept.change.shape != change.shape or not kept.change.any():
         return None
-    direction = kept.change.double()
-    scale = float((change.double() * direction).sum() / (direction * direction).sum())
+    direction = exactly(kept.change)
+    scale = float((exactly(change) * direction).sum() / (direction * direction).sum())
     rounding = torch.finfo(old.dtype).eps * float((old.abs() + change.abs()).max())
     if float((change - scale * kept.change).abs().max()) > 2 * rounding:
         return None

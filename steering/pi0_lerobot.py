@@ -171,6 +171,11 @@ def _notes(policy: PI0Policy, observations: Sequence[Observation], tokenizer: st
     elif Path(tokenizer).is_absolute():
         yield "the robot reads the tokenizer by a path: if it moves, change tokenizer_name in policy_preprocessor.json"
     yield from resized(policy, observations, "lerobot")
+    if policy.preprocessing.images == "openpi":  # as in pi0_openpi.py
+        yield (
+            "if its configuration in openpi has DeltaActions (extra_delta_transform, Aloha): LeRobot does not add the "
+            "state to the deltas, serve it with openpi"
+        )
     if policy.preprocessing.clean_prompt:
         yield "LeRobot takes instructions as they are: write them without underscores and line breaks"
     if precision(policy.module) == "bfloat16":

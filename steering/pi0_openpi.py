@@ -84,6 +84,11 @@ def _notes(policy: PI0Policy, asset: str) -> Iterator[str]:
     if called:
         yield "cameras as openpi's images: " + ", ".join(f"{ours} is {name}" for ours, name in called.items())
     yield f"pi0 with action_horizon {config.chunk_size}, asset_id {asset}, use_quantile_norm False"
+    if about.images == "openpi":  # trained by it; only its configurations say whether on deltas
+        yield (
+            "if its configuration has DeltaActions (extra_delta_transform, Aloha): openpi's server adds the state to "
+            "the deltas, `robosteer serve` and `evaluate` do not"
+        )
     if config.max_state_dim != config.max_action_dim:
         yield f"openpi pads state ({config.max_state_dim}) and action ({config.max_action_dim}) to one action_dim"
     if config.num_inference_steps != STEPS:

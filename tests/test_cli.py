@@ -85,6 +85,14 @@ def test_every_verb_explains_itself():
         assert "usage: robosteer" in ok(verb, "--help")
 
 
+def test_benchmarks_are_listed_and_run():
+    listed = [line.split()[0] for line in ok("bench").splitlines()]
+    assert {"training", "patching", "knn"} <= set(listed)
+    assert "browser" not in listed  # a part of others
+    assert "usage: hooks.py" in ok("bench", "hooks", "--help")
+    assert "did you mean hooks" in refused("bench", "hook") or "hooks" in refused("bench", "hook")
+
+
 def test_help_imports_nothing_heavy():
     code = "import sys, robosteer; robosteer.build_parser().format_help(); print('torch' in sys.modules)"
     assert (

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from interp.assembly import bootstrap, tower_scores
 from interp.attribution.gradients import changes, gathered, gradients, product, z_names
+from interp.devices import exactly
 from interp.edits import Edit, check_edits, single
 from interp.errors import UsageError
 from interp.heads import Head
@@ -118,7 +119,7 @@ def estimates(policy: Policy, sides: Sides, edits: Sequence[Edit]) -> Float[np.n
     target, source = sides.source_run(policy, towers)
     base = gradients(policy, sides, names, target)
     products = {name: product(base.slope[name], changes(source, name), base.z[name]) for name in names}
-    total = (target - base.actions).double().square().sum(dim=(1, 2)).cpu().numpy()
+    total = exactly(target - base.actions).square().sum(dim=(1, 2)).numpy()
     return np.concatenate([gathered(policy, edits, products), total[None]])
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from interp.assembly import bootstrap, spread, tower_scores
 from interp.demos import Demonstrations
+from interp.devices import exactly
 from interp.errors import UsageError
 from interp.noise import frame_noise
 from interp.policies.protocol import Batch, Policy
@@ -52,7 +53,7 @@ class Direct:
 
     def grid(self) -> Float[np.ndarray, "frame layer head"]:
         """Root mean square of a head's contribution over the chunk: how much it writes, whatever the sign."""
-        return self.heads.double().square().mean(dim=(-1, -2)).sqrt().cpu().numpy()
+        return exactly(self.heads).square().mean(dim=(-1, -2)).sqrt().numpy()
 
     def scores(
         self,

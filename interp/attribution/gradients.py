@@ -17,6 +17,7 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.devices import exactly
 from interp.edits import Edit, Values, place_of
 from interp.patching import Sides
 from interp.policies.protocol import Policy
@@ -103,7 +104,7 @@ def gathered(
             steps = slice(None) if edit.step is None else slice(edit.step, edit.step + 1)
             place = (steps, slice(None), *place_of(policy, edit, head.tower))
             there = products[site_name(head.tower, head.layer, "attn.hook_z")][place]
-            sums[key] = reduce(there.double(), "step pair ... head -> pair head", "sum")
+            sums[key] = reduce(exactly(there), "step pair ... head -> pair head", "sum")
         return sums[key][:, head.index]
 
-    return torch.stack([of(edit) for edit in edits]).cpu().numpy()
+    return torch.stack([of(edit) for edit in edits]).numpy()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from interp.attribution.atp import estimated, estimated_scores
 from interp.attribution.gradients import gathered, gradients, product, z_names
+from interp.devices import exactly
 from interp.edits import Edit, single
 from interp.errors import UsageError
 from interp.patching import Direction, Pairs, Sides
@@ -104,7 +105,7 @@ def _estimates(
     state = _state(policy)
     # Only these were mixed: the rest of the expert's embeddings is noise, which both sides share, and what came of it.
     inputs = products[_EMBEDDINGS[0]].sum() + products[_EMBEDDINGS[1]][:, :, state].sum()
-    total = (target - base).double().square().sum(dim=(1, 2)).cpu().numpy()
+    total = exactly(target - base).square().sum(dim=(1, 2)).numpy()
     return np.concatenate([gathered(policy, edits, products), total[None]]), float(inputs)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from interp.attribution.atp import estimated, estimated_scores
 from interp.attribution.gradients import gathered, gradients, product, z_names
+from interp.devices import exactly
 from interp.edits import Edit, single
 from interp.errors import UsageError
 from interp.patching import Direction, Pairs, Sides
@@ -93,7 +94,7 @@ def _estimates(
         own = [name for name in names if name.startswith(f"{tower}.")]
         patched = _patched_z(policy, sides, node, own, {name: base.z[name] for name in own}, new)
         products.update({name: product(base.slope[name], patched[name], base.z[name]) for name in own})
-    total = (target - base.actions).double().square().sum(dim=(1, 2)).cpu().numpy()
+    total = exactly(target - base.actions).square().sum(dim=(1, 2)).numpy()
     return np.concatenate([gathered(policy, edits, products), total[None]])
 
 

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 
 from interp.assembly import Interval, bootstrap, resumable
 from interp.attribution import estimates
+from interp.devices import exactly
 from interp.edits import Edit, single
 from interp.errors import UsageError, unknown
 from interp.factors.pairs import FactorPairs, emptied
@@ -208,7 +209,7 @@ def swap_effects(policy: Policy, pairs: Pairs, seed: int = 0, block: int = 4) ->
         sides = Sides.of(policy, pairs, members, "denoising", seed)
         with torch.no_grad():
             clean, corrupt = (
-                policy.denoise(batch, sides.noise)[..., : policy.spec.action_dim].double()
+                exactly(policy.denoise(batch, sides.noise)[..., : policy.spec.action_dim])
                 for batch in (sides.source, sides.base)
             )
         squared = reduce((clean - corrupt).square(), "pair horizon action -> pair", "sum")
@@ -217,7 +218,7 @@ def swap_effects(policy: Policy, pairs: Pairs, seed: int = 0, block: int = 4) ->
                 f"policy {policy.source}: its answer to pair {members[0]} or one of the next {len(members) - 1} "
                 "is not finite: its weights or activations are broken"
             )
-        found.append(squared.cpu().numpy())
+        found.append(squared.numpy())
     return np.concatenate(found)
 
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from interp.devices import device_of
 from interp.errors import UsageError
 from interp.policies.protocol import Batch, Block, Observation, Policy, Prefix
 from interp.policies.spec import Letterbox, PolicySpec, TokenSpan, TowerSpec
@@ -38,6 +39,7 @@ def load_policy(name: str | Path, device: str | torch.device = "cpu") -> Policy:
     """`tiny-pi0` (the embedded default), a directory, or a hub id. Weights that do not fit their config are
     an error.
     """
+    device = device_of(device)
     directory = policy_directory(str(name))
     config = directory / "config.json"
     if not config.is_file():

@@ -176,14 +176,14 @@ def _what_it_costs_elsewhere(entries: Sequence[Entry]) -> list[str]:
 
 def _beware(entries: Sequence[Entry]) -> list[str]:
     found = compare_entries([e for e in entries if e.result.suite == IN_DOMAIN], "base")
-    hurt = [
-        f"{c.task} (`{c.arm}` {points(c.difference)})"
-        for c in found.cells
-        if c.arm in ARMS and c.difference is not None and c.difference.high < 0
+    cells = [(c.task, c.arm, c.difference) for c in found.cells if c.arm in ARMS and c.difference is not None]
+    hurt = [f"{task} (`{arm}` {points(moved)})" for task, arm, moved in cells if moved.high < 0]
+    if not hurt:
+        return []
+    return [
+        f"Roll out every task before deployment: finetuning did harm to {'; '.join(hurt)} (of {len(cells)} arms and "
+        f"tasks, {len(cells) / 40:.1f} would fall that low by chance)."
     ]
-    return (
-        [f"Roll out every task before deployment: finetuning did harm to {'; '.join(hurt)}."] if hurt else []
-    )
 
 
 def _arms_of(entries: Iterable[Entry]) -> list[str]:

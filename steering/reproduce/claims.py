@@ -2,7 +2,8 @@
 
 A claim that something is *better* holds if the interval of the paired difference lies above zero, and its opposite if
 it lies below. A claim that something is *as good* holds if the interval excludes a loss as large as `MARGIN`. A claim
-about counts (trainable parameters) holds if the count says so. What was not run has no verdict.
+about counts (trainable parameters) holds if the count says so. That two tasks share no more heads than chance is not
+shown by a number of shared heads that chance often gives, only by fewer. What was not run has no verdict.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from steering.stats import Interval
 
 REPRODUCES = "reproduces"
 NOT_SHOWN = "not shown: the interval includes zero"
-NOT_EXCLUDED = "not shown: a loss that matters is not excluded"
+NOT_EXCLUDED = "not shown: an effect that matters is not excluded"
 OPPOSITE = "the opposite"
 NO_DATA = "not run yet"
 Kind = Literal["better", "as good"]
@@ -227,7 +228,7 @@ def _specific(entries: Sequence[Entry]) -> Claim:
     mean = float(np.mean(shared_pairs(list(sets.values()))))
     return replace(
         claim,
-        verdict=OPPOSITE if mean > by_chance.high else REPRODUCES,
+        verdict=OPPOSITE if mean > by_chance.high else REPRODUCES if mean < by_chance.low else NOT_EXCLUDED,
         effect=Interval(mean, by_chance.low, by_chance.high),
         n=f"{len(sets)} sets of {max(map(len, sets.values()))} of {heads} heads",
         paper="published sets: notebooks/1_heads_and_tasks.ipynb",

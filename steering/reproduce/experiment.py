@@ -4,6 +4,8 @@ Stop it at any moment, with Ctrl-C or `kill -9`; the same call goes on: training
 from their last suite. Every worker computes on one thread, on which a resumed training gives the weights of one that
 was never stopped, so the records come out the same. One experiment at a time works in a directory.
 
+The jobs run in processes of this machine, or on a Ray cluster (`--ray`) whose machines share the work directory.
+
 What the records already hold is not measured again: a work directory that is new, or on another machine, goes on from
 the records of a repository. Only the trainings behind cells that are missing are repeated.
 """
@@ -11,11 +13,10 @@ the records of a repository. Only the trainings behind cells that are missing ar
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +25,13 @@ from tqdm import tqdm
 
 from interp.errors import UsageError
 from steering.reproduce import maps
-from steering.reproduce.plan import Job, Plan
+from steering.reproduce.plan import Arm, Job, Plan
+from steering.reproduce.pool import Cluster, local
 from steering.reproduce.records import read_records, write_costs, write_record
-from steering.reproduce.work import POLICY, perform, results_path
+from steering.reproduce.work import POLICY, as_planned, perform, results_path
 from steering.results import Result, load_result, result_path, save_result
 from steering.rollouts import TABLETOP, RolloutError, settings_of
 from steering.suites import SUITES
-from testbed.processes import leave_with_parent
 
 
 def run(
@@ -40,15 +41,15 @@ def run(
     processes: int = 2,
     say: Callable[[str], None] = tqdm.write,
     progress: bool = True,
+    ray: str | None = None,
 ) -> None:
-    """Do what is missing of the plan in `work` and keep its records in `results`."""
-    if processes < 1:
-        raise UsageError(f"processes = {processes}: at least one has to do the work")
+    """Do what is missing of the plan in `work` and keep its records in `results`; with `ray`, on that cluster."""
+    work = work.resolve()  # another machine's processes start elsewhere
     with _claimed(work):
         restore(work, results)
         jobs = list(plan.jobs())
         missing = [job for job in jobs if not done(plan, work, job)]
-        for task, arm in dict.fromkeys((job.task, job.arm.name) for job in jobs if job not in missing):
+        for task, arm in dict.fromkeys((job.task, job.arm) for job in jobs if job not in missing):
             keep(plan, work, results, task, arm)
         with (
             tqdm(
@@ -59,10 +60,10 @@ def run(
                 disable=not progress,
                 smoothing=0.1,
             ) as bar,
-            _pool(processes) as pool,
+            _pool(processes, ray) as (pool, at_a_time),
         ):
-            for job, found in _in_order(pool, plan, work, missing, 2 * processes):
-                keep(plan, work, results, job.task, job.arm.name)
+            for job, found in _in_order(pool, plan, work, missing, 2 * at_a_time):
+                keep(plan, work, results, job.task, job.arm)
                 bar.update(plan.n * len(job.suites))
                 rates = ", ".join(f"{r.suite} {r.success_rate.value:.0%}" for r in found)
                 say(f"{job}: {rates} (n = {plan.n})")
@@ -70,16 +71,20 @@ def run(
 
 
 def run_maps(
-    plan: Plan, work: Path, results: Path, processes: int = 2, say: Callable[[str], None] = tqdm.write
+    plan: Plan,
+    work: Path,
+    results: Path,
+    processes: int = 2,
+    say: Callable[[str], None] = tqdm.write,
+    ray: str | None = None,
 ) -> None:
     """Only the heads' scores that figures show (steering/reproduce/maps.py); an experiment may run beside it."""
-    with _pool(processes) as pool:
+    work, results = work.resolve(), results.resolve()
+    with _pool(processes, ray) as (pool, _):
         _make_maps(pool, plan, work, results, say)
 
 
-def _make_maps(
-    pool: ProcessPoolExecutor, plan: Plan, work: Path, results: Path, say: Callable[[str], None]
-) -> None:
+def _make_maps(pool: Executor, plan: Plan, work: Path, results: Path, say: Callable[[str], None]) -> None:
     parts = [pool.submit(maps.make, plan, work, results, *part) for part in maps.missing(plan, results)]
     for part in as_completed(parts):
         say(part.result())
@@ -101,23 +106,44 @@ def restore(work: Path, results: Path) -> None:
 
 
 def done(plan: Plan, work: Path, job: Job) -> bool:
-    """Whether all rollouts of a job are there."""
-    found = [result_path(results_path(work, job.task, job.seed), job.arm.name, suite) for suite in job.suites]
-    return all(path.is_file() and len(load_result(path).episodes) >= plan.n for path in found)
+    """Whether all rollouts of a job are there, of a policy trained as the plan says."""
+    paths = [result_path(results_path(work, job.task, job.seed), job.arm.name, suite) for suite in job.suites]
+    return all(
+        path.is_file()
+        and len((result := load_result(path)).episodes) >= plan.n
+        and as_planned(plan, job.arm, result)
+        for path in paths
+    )
 
 
-def keep(plan: Plan, work: Path, results: Path, task: str, arm: str) -> None:
-    """Write the record of all that is there of an arm on a task, whatever part of the plan it came from."""
+def keep(plan: Plan, work: Path, results: Path, task: str, arm: Arm) -> None:
+    """Write the record of all that is there of an arm on a task, whatever part of the plan it came from.
+
+    A record has one recipe: what was trained with another, before a default changed, is left out until it is repeated.
+    """
     found = [
         (int(directory.name.removeprefix("seed").removesuffix("-results")), result)
         for directory in sorted((work / task).glob("seed*-results"))
         for path in sorted(directory.glob("*.json"))
-        if path.stem.split("--")[0] == arm and (result := load_result(path))
+        if path.stem.split("--")[0] == arm.name and as_planned(plan, arm, result := load_result(path))
     ]
     command = ["robosteer", "reproduce", *(["--quick"] if plan.name == "quick" else [])]
-    command += ["--tasks", task, "--arms", arm]
+    command += ["--tasks", task, "--arms", arm.name]
     write_record(results, found, shlex.join(command))
     write_costs(results, found)
+
+
+@contextmanager
+def _pool(processes: int, ray: str | None) -> Iterator[tuple[Executor, int]]:
+    """Who works, and how many jobs at a time."""
+    if processes < 1:
+        raise UsageError(f"processes = {processes}: at least one has to do the work")
+    if ray is None:
+        with local(processes) as pool:
+            yield pool, processes
+    else:
+        with Cluster(ray) as cluster:
+            yield cluster, cluster.processes
 
 
 def _rollouts(plan: Plan, jobs: Sequence[Job]) -> int:
@@ -125,7 +151,7 @@ def _rollouts(plan: Plan, jobs: Sequence[Job]) -> int:
 
 
 def _in_order(
-    pool: ProcessPoolExecutor, plan: Plan, work: Path, jobs: Sequence[Job], ahead: int
+    pool: Executor, plan: Plan, work: Path, jobs: Sequence[Job], ahead: int
 ) -> Iterator[tuple[Job, list[Result]]]:
     """Jobs and their results as they are done; only a few are handed out ahead, so that a stop ends soon."""
     waiting, running = list(jobs), dict[Future[list[Result]], Job]()
@@ -139,28 +165,6 @@ def _in_order(
                 yield job, future.result()
             except RolloutError as error:
                 raise RolloutError(f"{job}: {error}") from error
-
-
-@contextmanager
-def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Spawned processes of one thread each. They end with this one, and at once when it is interrupted."""
-    context = multiprocessing.get_context("spawn")
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # inherited; torch reads it when it is imported
-    try:
-        with ProcessPoolExecutor(processes, context, leave_with_parent) as pool:
-            try:
-                yield pool
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
 
 
 @contextmanager

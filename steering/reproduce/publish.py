@@ -36,7 +36,7 @@ def _figure(entries: Sequence[Entry]) -> bytes:
         from steering.reproduce.figures import by_task, style, svg  # nothing else here needs matplotlib
     except ImportError as error:
         raise UsageError(
-            f"the figure cannot be drawn ({error}): pip install 'robosteer[figures]', or leave --readme out"
+            f"the figure cannot be drawn ({error}): pip install matplotlib, or leave --readme out"
         ) from error
     main = [e for e in entries if e.arm in MAIN_NAMES and e.result.suite == IN_DOMAIN]
     with style():

@@ -46,7 +46,7 @@ def report(plan: Plan, entries: Sequence[Entry], results: Path) -> str:
     parts = [
         "# Robotic Steering in simulation: what reproduces",
         _opening(plan),
-        "## In short\n\n" + _list([*in_short(found), *advice(entries)[:1]]),
+        "## In short\n\n" + _list([*in_short(found), *_one_training(entries), *advice(entries)[:1]]),
         "## What was run\n\n" + markdown_table(coverage_table(coverage(plan, entries), plan)),
         "## The paper's claims\n\n" + markdown_table(claims_table(found)),
         "## Success\n\n" + markdown_table(success_table(entries)),
@@ -83,7 +83,7 @@ def in_short(found: Sequence[Claim]) -> list[str]:
         REPRODUCES: "**Reproduces**",
         OPPOSITE: "**The opposite holds**",
         NOT_SHOWN: "**Not shown** (the interval includes zero)",
-        NOT_EXCLUDED: "**Not shown** (a loss that matters is not excluded)",
+        NOT_EXCLUDED: "**Not shown** (an effect that matters is not excluded)",
         NO_DATA: "**Not run yet**",
     }
     for verdict, words in heads.items():
@@ -127,16 +127,27 @@ def effect(claim: Claim) -> str:
 
 
 def limits(entries: Sequence[Entry]) -> list[str]:
-    seeds = {e.result.settings.get("seed") for e in entries if e.result.trainable_parameters}
-    said = [
+    return [
+        *_one_training(entries),
         "A small policy, pretrained and tried in one simulator: what holds here need not hold for a large policy on a "
         "robot, and what does not hold here may hold there.",
         "The tasks are given, not drawn: every interval speaks of these tasks.",
         "The claims are tested one by one; nothing corrects for their number.",
     ]
-    if len(seeds) == 1:
-        said.insert(0, "One training seed: no interval here contains the luck of training.")
-    return said
+
+
+def _one_training(entries: Sequence[Entry]) -> list[str]:
+    """The warning that holds for every arm that was trained once, and which these are."""
+    seeds: dict[str, set[int]] = {}
+    for e in entries:
+        if e.result.trainable_parameters:
+            seeds.setdefault(e.arm, set()).add(e.result.settings["seed"])
+    once = [arm for arm, found in seeds.items() if len(found) == 1]
+    if not once:
+        return []
+    if len(once) == len(seeds):
+        return ["One training seed: no interval here contains the luck of training."]
+    return [f"One training seed of {', '.join(once)}: their intervals do not contain the luck of training."]
 
 
 def _opening(plan: Plan) -> str:
@@ -241,7 +252,7 @@ def choice_table(entries: Sequence[Entry]) -> Table:
     ]
     note = (
         f"{_left_out(entries)} The same: every difference of {100 * MARGIN:.3g} points or more is excluded. Open: "
-        f"neither zero nor that is. `k{FEW}` trains {FEW} heads instead of {HEADS}."
+        f"neither zero nor that is. `k{FEW}` trains {FEW} heads instead of {HEADS}.{_draws(entries)}"
     )
     if not rows:
         rows = [("no choice of heads was run against another yet", "", "", "", "", "")]
@@ -264,6 +275,20 @@ def _left_out(entries: Sequence[Entry]) -> str:
         return f"{said}no arm that trains nothing but heads of the expert helps there, whichever these are."
     named = ", ".join(f"`{c.arm}` on {c.tasks[0]} {points(c.difference)}" for c in helped)
     return f"{said}few arms that train nothing but heads of the expert help there ({named})."
+
+
+def _draws(entries: Sequence[Entry]) -> str:
+    """How often heads were drawn: a seed's draw is the same on all tasks, which an interval of one seed cannot know."""
+    drawn: dict[str, set[tuple[str, ...]]] = {}
+    for e in entries:
+        if e.result.arm == "random-k" and e.result.heads:
+            drawn.setdefault(e.arm, set()).add(e.result.heads)
+    if not drawn:
+        return ""
+    counts = ", ".join(f"{len(sets)} of `{arm}`" for arm, sets in sorted(drawn.items()))
+    return (
+        f" Random heads are drawn once a seed, for all tasks: draws, {counts}. One draw may be a lucky one."
+    )
 
 
 def _excluded(c: Contrast) -> str:

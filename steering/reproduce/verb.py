@@ -22,9 +22,9 @@ def reproduce(a: Namespace) -> None:
             print(path)
         return
     if a.scores:
-        run_maps(plan, work, results, a.processes)
+        run_maps(plan, work, results, a.processes, ray=a.ray)
     else:
-        run(plan, work, results, a.processes)
+        run(plan, work, results, a.processes, ray=a.ray)
     print(results)
 
 
@@ -41,6 +41,11 @@ def reproduce_takes(p: ArgumentParser) -> None:
     )
     p.add_argument("--results", help="directory of the records (results/ in the work directory)")
     p.add_argument("--processes", type=int, default=2, help="jobs at a time, a CPU thread each")
+    p.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="on a Ray cluster instead, a job a CPU: host:port of its head, or auto; its machines share --work",
+    )
     p.add_argument(
         "--scores",
         action="store_true",

@@ -74,6 +74,20 @@ def prepare(work: Path, task: str, seed: int, demos: int) -> Adapted:
     return Adapted(run, opened)
 
 
+def recipe_of(plan: Plan, arm: Arm) -> Recipe:
+    """What an arm is trained with: `retain` averages what `aligned` trained."""
+    return Recipe.named("aligned" if arm.recipe == "retain" else arm.recipe, steps=plan.steps_of(arm))
+
+
+def as_planned(plan: Plan, arm: Arm, result: Result) -> bool:
+    """Whether a result is of the training that the plan asks for, not of one before a default changed."""
+    if not arm.trained:
+        return True
+    recorded, asked = result.settings.get("recipe"), recipe_of(plan, arm).to_json()
+    known = {**Recipe().to_json(), **(recorded or {}), "name": asked["name"]}  # a younger setting was off
+    return recorded is not None and all(known[setting] == value for setting, value in asked.items())
+
+
 def scored(plan: Plan, arm: Arm, adapted: Adapted) -> HeadScores:
     """The scores that choose the arm's heads."""
     run, demos = adapted
@@ -91,20 +105,19 @@ def train(plan: Plan, work: Path, task: str, arm: Arm, seed: int) -> Path:
     adapted = prepare(work, task, seed, plan.demos_of(arm))
     job = adapted.run.path / "jobs" / arm.name
     with alone(job.with_name(f".{job.name}.lock")):
-        if not (job / SUMMARY).is_file():
-            scores = scored(plan, arm, adapted)
-            others = (t for t in TARGETS if t != task and arm.recipe == "generic-k")
-            finetune(
-                load_policy(POLICY),
-                adapted.demos,
-                Recipe.named(arm.recipe, steps=plan.steps_of(arm)),
-                job,
-                heads=best_heads(scores, arm.heads, arm.tower),
-                scores=scores,
-                others=[scored(plan, arm, prepare(work, t, seed, plan.demos_of(arm))) for t in others],
-                seed=seed,
-                progress=False,
-            )
+        scores = scored(plan, arm, adapted)
+        others = (t for t in TARGETS if t != task and arm.recipe == "generic-k")
+        finetune(  # goes on from a checkpoint, returns at once when it is finished, refuses another recipe's
+            load_policy(POLICY),
+            adapted.demos,
+            recipe_of(plan, arm),
+            job,
+            heads=best_heads(scores, arm.heads, arm.tower),
+            scores=scores,
+            others=[scored(plan, arm, prepare(work, t, seed, plan.demos_of(arm))) for t in others],
+            seed=seed,
+            progress=False,
+        )
     return job
 
 

@@ -3,6 +3,7 @@
     droid     openpi's DROID client: two cameras, 7 joint positions and 1 gripper position
     libero    openpi's LIBERO client: two cameras, a state of 8
     testbed   an observation of our simulated tabletop, as gymnasium gives it
+    FILE.json another robot's: {"outside": key, "wrist": key, "state": {key: numbers, ...}, "prompt": key}
 
 A layout knows cameras by their role, a policy by its own names; `Reader` brings the two together once, when the
 server starts, and refuses a policy that the layout cannot feed. A policy's camera whose name says wrist or hand is
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from jaxtyping import Float, UInt8
 
 from interp.errors import UsageError, unknown
 from interp.policies import Observation, PolicySpec
+from interp.runs import read_json
 from steering.fit import is_wrist
 
 LONGEST_PROMPT = 4096
@@ -67,6 +70,30 @@ LAYOUTS = {
 }
 
 
+def layout_of(name: str) -> Layout:
+    """A layout by its name, or from a JSON file with the fields of `Layout`; a missing `prompt` is `prompt`."""
+    if name in LAYOUTS:
+        return LAYOUTS[name]
+    path = Path(name)
+    if path.suffix != ".json":
+        raise UsageError(f"{unknown('layout', name, LAYOUTS)}; or name a JSON file of your own")
+    found = read_json(path)
+    keys = {"outside": str, "wrist": str, "state": dict, "prompt": str}
+    for key, kind in keys.items():
+        if key == "prompt" and key not in found:
+            continue
+        if not isinstance(found.get(key), kind):
+            raise UsageError(
+                f"{path}: {key} is {found.get(key)!r}; it must be {'a map' if kind is dict else 'a key'}"
+            )
+    if wrong := sorted(found.keys() - keys):
+        raise UsageError(f"{path}: {unknown('field of a layout', wrong[0], keys)}")
+    for part, n in found["state"].items():
+        if not isinstance(n, int) or n < 1:
+            raise UsageError(f"{path}: state {part} is {n!r}; say how many numbers are under that key")
+    return Layout(path.stem, **found)
+
+
 class Reader:
     """Reads observations in a layout for one policy. `prompt` stands in where a robot sends none."""
 
@@ -77,10 +104,7 @@ class Reader:
         cameras: Mapping[str, str] | None = None,
         prompt: str | None = None,
     ) -> None:
-        if isinstance(layout, str):
-            if layout not in LAYOUTS:
-                raise unknown("layout", layout, LAYOUTS)
-            layout = LAYOUTS[layout]
+        layout = layout_of(layout) if isinstance(layout, str) else layout
         self.layout, self.prompt = layout, prompt
         for camera in cameras or {}:
             if camera not in spec.cameras:

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.demos import Demonstrations
+from interp.devices import exactly
 from interp.edits import z_values
 from interp.errors import UsageError, unknown
 from interp.heads import Head
@@ -99,16 +100,17 @@ def mean_z(
     demos, towers = demos.for_policy(policy.spec), tuple(towers or policy.spec.towers)
     rows = np.unique(np.linspace(0, len(demos) - 1, min(frames, len(demos))).round().astype(int)).tolist()
     totals: dict[str, Tensor] = {}
-    words = torch.zeros(())  # how often a prefix token was no padding
+    words = torch.zeros((), dtype=torch.float64)  # how often a prefix token was no padding
     for row in rows:
         batch = policy.batch([demos.observation(row)])
         found = z_values(policy, towers, partial(policy.denoise, batch, policy.noise(1, seed=seed + row)))
-        mask = batch["attention_mask"].double()[..., None, None]
-        words = words.to(mask) + mask
+        mask = exactly(batch["attention_mask"])[..., None, None]
+        words = words + mask
         for name, z in found.items():
-            weighted = z.double() * mask if name.startswith("vlm.") else z.double()
+            weighted = exactly(z) * mask if name.startswith("vlm.") else exactly(z)
             totals[name] = totals.get(name, 0) + weighted
+    device = batch["state"].device
     return {
-        name: (total / (words.clamp(min=1) if name.startswith("vlm.") else len(rows))).float()
+        name: (total / (words.clamp(min=1) if name.startswith("vlm.") else len(rows))).float().to(device)
         for name, total in totals.items()
     }

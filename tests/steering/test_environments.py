@@ -125,7 +125,7 @@ def test_evaluating_without_libero_ends_with_one_line(
     )
     assert ends == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("robosteer evaluate: LIBERO is not installed: `pip install 'robosteer[libero]'`")
+    assert said.startswith("robosteer evaluate: LIBERO is not installed: `make setup-libero`")
 
 
 @needs_libero

@@ -163,6 +163,18 @@ def test_openpis_statistics_normalise_as_the_policy_does(
     assert any("action_horizon 6, asset_id me/robot" in note for note in done.notes)
 
 
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(("images", "warned"), [("openpi", True), ("pillow", False)])
+@pytest.mark.parametrize("form", ["lerobot", "openpi"])
+def test_whoever_gets_a_policy_that_openpi_trained_is_told_of_deltas(
+    form: Any, images: Any, warned: bool, tuned: Any, observations: list[Observation], tmp_path: Path
+) -> None:
+    """No file of a checkpoint says whether its actions are deltas, so the card says who adds the state."""
+    tuned.preprocessing = replace(tuned.preprocessing, images=images)
+    export(tuned, tmp_path / "out", observations, BASE, form=form)
+    assert ("DeltaActions" in (tmp_path / "out/README.md").read_text()) is warned
+
+
 def network(config: PI0Config) -> Network:
     """Of a policy that is only a configuration: the released one has 3 billion numbers."""
     one = TowerSpec((8,), 1, 8)

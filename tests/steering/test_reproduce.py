@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +17,16 @@ from interp.errors import UsageError
 from interp.policies import load_policy
 from steering.compare import compare_entries
 from steering.episode import Episode
+from steering.recipes import Recipe
 from steering.reproduce.experiment import done, keep, restore, run
 from steering.reproduce.plan import FULL, PLANS, Arm, Plan, Study
+from steering.reproduce.pool import Cluster
 from steering.reproduce.records import read_records, write_costs, write_record
-from steering.reproduce.work import alone, perform
-from steering.results import Result
+from steering.reproduce.work import alone, perform, results_path
+from steering.results import Result, result_path, save_result
 from steering.suites import SUITES
 from testbed.tasks import PRETRAINING, TARGETS
+from testbed.variation import TestbedError
 
 ROOT = Path(__file__).parents[2]
 
@@ -251,6 +256,45 @@ def test_an_experiment_that_is_killed_ends_with_the_records_of_one_that_is_not(t
     assert sum(trained["trainable_parameters"].values()) == 3 * 4096
 
 
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Ray cluster of this machine alone, and its address."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # no token is left in the home directory
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    here = ["--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}", "--num-cpus=2"]
+    subprocess.run(
+        [*ray, "start", "--head", *here, "--include-dashboard=false"], check=True, capture_output=True
+    )
+    yield address
+    subprocess.run([*ray, "stop", "--force"], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_a_cluster_does_the_same_jobs(tmp_path: Path, cluster: str) -> None:
+    def same(result: Result) -> Result:
+        return replace(result, seconds={}, peak_memory_mb=None, created="")
+
+    (job,) = SMALL.only(studies=["success"], arms=["aligned-k3"]).jobs()
+    with Cluster(cluster) as pool:
+        assert pool.processes == 2
+        (there,) = pool.submit(perform, SMALL, tmp_path / "there", job).result()
+        wrong = pool.submit(perform, SMALL, tmp_path / "there", replace(job, task="nothing"))
+        with pytest.raises(TestbedError, match=r"^task 'nothing': unknown"):  # a job's error, as it is
+            wrong.result()
+    (here,) = perform(SMALL, tmp_path / "here", job)
+    assert same(there) == same(here)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"--ray nowhere: no cluster answers \(.+\); `ray start --head` starts one"
+    ):
+        run(SMALL, tmp_path, tmp_path / "results", ray="nowhere")
+
+
 ONE = Plan("quick", (Study("success", "?", (Arm("base"),), tasks=("press-button-hard",)),), seeds=(0,), n=2)
 
 
@@ -267,7 +311,7 @@ def test_what_records_hold_is_not_measured_again(tmp_path: Path) -> None:
     restore(tmp_path / "new", kept)
     assert all(done(ONE, tmp_path / "new", job) for job in ONE.jobs())
     restore(tmp_path / "new", kept)
-    keep(ONE, tmp_path / "new", kept, "press-button-hard", "base")
+    keep(ONE, tmp_path / "new", kept, "press-button-hard", Arm("base"))
     assert path.read_bytes() == before
 
     more = replace(ONE, n=3)  # adds an episode, and does not run the two again: their made-up lengths stay
@@ -276,6 +320,20 @@ def test_what_records_hold_is_not_measured_again(tmp_path: Path) -> None:
     (found,) = perform(more, tmp_path / "new", job)
     assert found.episodes[:2] == measured.episodes
     assert len(found.episodes) == 3
+
+
+def test_what_was_trained_with_another_recipe_is_not_done(tmp_path: Path) -> None:
+    arm = Arm("retain", heads=3)
+    plan = Plan("quick", (Study("s", "?", (arm,), tasks=("press-button-hard",)),), seeds=(0, 1), n=1, steps=4)
+    for seed, steps in ((0, 4), (1, 3)):
+        recipe = {**Recipe.named("aligned", steps=steps).to_json(), "name": "retain", "of": "aligned"}
+        made = result(arm.name, "in-domain", "1", task="press-button-hard")
+        settings = {"rolled_out": "press-button-hard", "execute": 2, "recipe": recipe, "seed": seed}
+        directory = results_path(tmp_path, "press-button-hard", seed)
+        save_result(result_path(directory, arm.name, "in-domain"), replace(made, settings=settings))
+    assert [done(plan, tmp_path, job) for job in plan.jobs()] == [True, False]
+    keep(plan, tmp_path, tmp_path / "results", "press-button-hard", arm)
+    assert [e.result.settings["seed"] for e in read_records(tmp_path / "results")] == [0]
 
 
 @pytest.mark.slow

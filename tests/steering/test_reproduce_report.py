@@ -128,7 +128,20 @@ def test_heads_are_the_tasks_unless_they_are_shared_beyond_chance(entries: list[
     assert claim.effect is not None
     assert claim.effect.value == 8
     drawn = next(c for c in claims.claims(entries, Path()) if "share no more heads" in c.says)
-    assert drawn.verdict == REPRODUCES
+    assert drawn.verdict == NOT_EXCLUDED  # as many as chance gives: no proof of none
+    apart = [
+        replace(
+            e,
+            result=replace(
+                e.result, heads=tuple(f"expert.L{TARGETS.index(e.result.task)}H{i}" for i in range(8))
+            ),
+        )
+        if e.arm == "aligned"
+        else e
+        for e in entries
+    ]
+    claim = next(c for c in claims.claims(apart, Path()) if "share no more heads" in c.says)
+    assert claim.verdict == REPRODUCES
 
 
 def test_chance_of_a_mean_overlap_is_what_drawing_sets_gives() -> None:

@@ -1,5 +1,8 @@
 """Promises of the frames and layouts: what openpi-client writes is read exactly, anything else is named in one line."""
 
+import json
+from pathlib import Path
+
 import msgpack
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from openpi_client import msgpack_numpy
 
 from interp.errors import UsageError
 from interp.policies import Policy
-from steering.serving.layouts import LONGEST_PROMPT, Reader
+from steering.serving.layouts import LONGEST_PROMPT, Reader, layout_of
 from steering.serving.protocol import FrameError, pack, unpack
 
 
@@ -171,3 +174,41 @@ def test_cameras_and_the_prompt_can_be_named(policy: Policy) -> None:
 def test_a_wrong_observation_is_named(policy: Policy, change: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Reader("libero", policy.spec)({**libero(), **change})
+
+
+def test_a_layout_of_ones_own_is_a_file(policy: Policy, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/serve.md").read_text()
+    written = json.loads(page.split("```json\n")[1].split("```")[0])
+    file = tmp_path / "so100.json"
+    file.write_text(json.dumps(written))
+    assert layout_of(str(file)).state == {"joints": 5, "gripper": 1}
+    with pytest.raises(
+        UsageError, match="layout so100 sends a state of 6"
+    ):  # the test's policy has another robot
+        Reader(str(file), policy.spec)
+    file.write_text(json.dumps({**written, "state": {"joints": 7, "gripper": 1}}))
+    sent = {
+        "images": {"front": np.zeros((64, 64, 3), np.uint8), "wrist": np.ones((64, 64, 3), np.uint8)},
+        "joints": np.arange(7.0),
+        "gripper": 1.0,
+        "prompt": "press",
+    }
+    read = Reader(str(file), policy.spec)(sent)
+    assert read.state.tolist() == [*range(7), 1]
+    assert read.instruction == "press"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"outside": None}, "outside is None; it must be a key"),
+        ({"state": ["joints"]}, "state is .*; it must be a map"),
+        ({"state": {"joints": "7"}}, "state joints is '7'; say how many numbers"),
+        ({"wirst": "x"}, "unknown field of a layout 'wirst'.*did you mean wrist"),
+    ],
+)
+def test_a_wrong_layout_file_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"outside": "a", "wrist": "b", "state": {"joints": 7}, **change}))
+    with pytest.raises(UsageError, match=rf"mine\.json: {message}"):
+        layout_of(str(file))

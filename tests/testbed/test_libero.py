@@ -206,7 +206,7 @@ def test_task_names_are_checked(task: str, says: str) -> None:
 
 @pytest.mark.skipif(INSTALLED, reason="LIBERO is installed here")
 def test_without_the_benchmark_one_line_says_how_to_get_it() -> None:
-    with pytest.raises(TestbedError, match=r"LIBERO is not installed: `pip install 'robosteer\[libero\]'`"):
+    with pytest.raises(TestbedError, match=r"LIBERO is not installed: `make setup-libero`"):
         Libero("libero_spatial:3")
 
 
