@@ -6,9 +6,11 @@ See verbs.py for what a verb is.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from interp.errors import UsageError
 from interp.verbs import demos_of, open_run, policy_of, takes_device, towers_of
 
 if TYPE_CHECKING:
@@ -17,28 +19,44 @@ if TYPE_CHECKING:
     from interp.runs import Run
     from interp.scores import HeadScores
 
+DEFAULT_TOWERS = ("expert", "vlm")
+
 
 def patch(a: Namespace) -> None:
     """Score every head by what replacing its output does to the action: exact patching between pairs, or ablation."""
     from interp.ablation import AblationSettings, ablate
     from interp.patching import patch_heads
 
+    settings = None
+    if a.method != "patching":
+        settings = AblationSettings(a.method, a.effect, frames=a.frames, seed=a.seed)
+    name = _name(a, settings.method if settings else "-".join(filter(None, ("patching", a.factor))))
     run = open_run(a.run)
     policy = policy_of(run, a.policy, a.device)
-    towers = towers_of(a.towers or ["expert", "vlm"], policy)
-    if a.method == "patching":
-        name = a.name or "-".join(filter(None, ("patching", a.factor)))
+    sweeps = run.path / ".sweeps" / name
+    if settings:
+        towers = towers_of(a.towers or DEFAULT_TOWERS, policy)
+        demos = demos_of(run, a.demos)
+        scores = ablate(policy, demos, settings, towers=towers, directory=sweeps, progress=True)
+    else:
+        towers = towers_of(a.towers, policy) if a.towers else _towers_with_the_place(policy, a)
         scores = patch_heads(
             policy, pairs_of(run, policy, a), towers=towers, span=a.span, position=a.position, step=a.step,
-            direction=a.direction, data=run.data, factor=a.factor, seed=a.seed,
-            directory=run.path / ".sweeps" / name, progress=True,
+            direction=a.direction, data=run.data, factor=a.factor, seed=a.seed, directory=sweeps, progress=True,
         )  # fmt: skip
-    else:
-        settings = AblationSettings(a.method, a.effect, frames=a.frames, seed=a.seed)
-        name = a.name or settings.method
-        demos, sweeps = demos_of(run, a.demos), run.path / ".sweeps" / name
-        scores = ablate(policy, demos, settings, towers=towers, directory=sweeps, progress=True)
     _report(run, scores, name)
+
+
+def _towers_with_the_place(policy: Policy, a: Namespace) -> Sequence[str]:
+    """Those of the default towers that have the span, position or step; the others are named."""
+    from interp.edits import having
+
+    towers, without = having(policy, DEFAULT_TOWERS, a.span, a.position, a.step)
+    if not towers:
+        raise UsageError(next(iter(without.values())))
+    for tower, why in without.items():
+        print(f"{tower} is left out: {why}")
+    return towers
 
 
 def _patch_takes(p: ArgumentParser) -> None:
@@ -58,6 +76,7 @@ def attribute(a: Namespace) -> None:
     from interp.attribution import atp, atp_qk, direct_scores, integrated
     from interp.mass import mass_scores
 
+    name = _name(a, "-".join(filter(None, (a.method, a.factor))))
     run = open_run(a.run)
     policy = policy_of(run, a.policy, a.device)
     if a.method in ("direct", "mass"):
@@ -69,8 +88,8 @@ def attribute(a: Namespace) -> None:
             scores = mass_scores(policy, demos, part, tower=tower, frames=a.frames, seed=a.seed)
             name = a.name or f"mass-{part.replace('/', '-')}"
     else:
-        pairs, name = pairs_of(run, policy, a), a.name or "-".join(filter(None, (a.method, a.factor)))
-        how = {"towers": towers_of(a.towers or ["expert", "vlm"], policy), "direction": a.direction}
+        pairs = pairs_of(run, policy, a)
+        how = {"towers": towers_of(a.towers or DEFAULT_TOWERS, policy), "direction": a.direction}
         how |= {"data": run.data, "factor": a.factor, "seed": a.seed}
         if a.method == "atp":
             scores = atp(policy, pairs, verified=a.verify, **how)
@@ -113,6 +132,13 @@ def _pairs_take(p: ArgumentParser) -> None:
     takes_device(p)
     p.add_argument("--name", help="name of the scores (by default, the method and the factor)")
     p.add_argument("--seed", type=int, default=0)
+
+
+def _name(a: Namespace, default: str) -> str:
+    """The scores' name, which must be one before anything is computed for it."""
+    from interp.runs import check_name
+
+    return check_name(a.name or default, "name of the scores")
 
 
 def _report(run: Run, scores: HeadScores, name: str) -> None:

@@ -289,12 +289,16 @@ def patch_heads(
     `data` is the fingerprint of the demonstrations that the pairs come from; their own by default. Further options are
     `patch`'s.
     """
+    edits = {tower: single(policy, tower, span, position, step) for tower in towers}
+    every = [edit for own in edits.values() for edit in own]
+    check_edits(policy, every)  # all, before the first tower's sweep, which may take long
+    for block in pairs.blocks(options.get("block", 4)):
+        Sides.of(policy, pairs, block, direction, options.get("seed", 0)).check_aligned(policy, every)
     scored, per_dimension = {}, {}
-    for tower in towers:
-        edits = single(policy, tower, span, position, step)
+    for tower, own in edits.items():
         place = None if directory is None else Path(directory) / tower
-        found = patch(policy, pairs, edits, direction=direction, directory=place, **options)
-        heads = [edit.heads[0] for edit in edits]
+        found = patch(policy, pairs, own, direction=direction, directory=place, **options)
+        heads = [edit.heads[0] for edit in own]
         interval = found.interval(pairs.groups, resamples, options.get("seed", 0))
         scored[tower] = tower_scores(policy, tower, heads, found.effect, interval)
         per_dimension[tower] = {

@@ -62,7 +62,9 @@ def rank(a: Namespace) -> None:
     """Score every captured head by how well its neighbours predict the action (leave-one-episode-out k-NN)."""
     from interp.knn import DEFAULT_TOKENS, KnnSettings
     from interp.knn import rank as rank_heads
+    from interp.runs import check_name
 
+    check_name(a.name, "name of the scores")
     run = open_run(a.run)
     towers = a.towers or [t for t in ("expert", "vlm") if run.tokens(t)]
     tokens = {**DEFAULT_TOKENS, **({towers[0]: a.token} if a.token else {})}

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from interp.assembly import Interval, bootstrap, resumable
 from interp.attribution import estimates
 from interp.devices import exactly
-from interp.edits import Edit, single
+from interp.edits import Edit, check_edits, single
 from interp.errors import UsageError, unknown
 from interp.factors.pairs import FactorPairs, emptied
 from interp.heads import Head
@@ -154,6 +154,7 @@ def measure(
     if method not in get_args(Method):
         raise unknown("method", method, get_args(Method))
     edits = {tower: single(policy, tower, span) for tower in towers}
+    check_edits(policy, [edit for own in edits.values() for edit in own])
     if "vlm" in towers and (span is None or not span.startswith("image/")):
         pairs.check_prompts(policy)
     total = swap_effects(policy, pairs.pairs, seed, block)

@@ -42,6 +42,37 @@ def test_patch_saves_what_patch_heads_finds(run: Run, capsys: pytest.CaptureFixt
     np.testing.assert_array_equal(run.read_scores("patching").tower("expert").value, expected)
 
 
+@pytest.mark.parametrize(
+    ("place", "left_out", "kept"),
+    [
+        (("--step", 1), "vlm is left out: step 1: only the expert runs once a flow step", "expert"),
+        (("--span", "action"), "vlm is left out: tower vlm has no positions for 'action'", "expert"),
+        (("--span", "language"), "expert is left out: tower expert has no positions", "vlm"),
+        (("--position", 30), "expert is left out: position 30: tower expert has positions 0-6", "vlm"),
+    ],
+)
+def test_a_place_leaves_out_the_towers_that_do_not_have_it_unless_they_are_named(
+    run: Run, capsys: pytest.CaptureFixture[str], place: tuple[str, object], left_out: str, kept: str
+) -> None:
+    words = ("patch", "--run", run.path, "--pairs", 2, *place, "--name", "somewhere")
+    status, out, _ = say(capsys, *words)
+    assert status == 0
+    assert left_out in out
+    assert list(run.read_scores("somewhere").towers) == [kept]
+    status, _, err = say(capsys, *words, "--towers", "expert", "vlm")
+    assert status == 2
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["patch", "attribute", "rank"])
+def test_a_name_that_leaves_the_run_is_refused_before_anything_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    status, _, err = say(capsys, verb, "--run", tmp_path / "nothing", "--name", "../../x")
+    assert status == 2
+    assert "name of the scores '../../x': use up to 100 letters" in err
+
+
 def test_every_method_leaves_its_scores(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for words, name, method in (
         (("patch", "--method", "zero", "--frames", 2), "ablation-zero", "ablation-zero"),

@@ -202,6 +202,26 @@ def test_mistakes_are_one_line(policy: Policy, pairs: Pairs) -> None:
     patch(policy, longer, [replace(head, span="image/front"), Edit((Head("expert", 0, 0),))])  # both are fine
 
 
+@pytest.mark.parametrize(
+    ("place", "says"), [({"step": 1}, "only the expert runs"), ({"span": "action"}, "belong")]
+)
+def test_places_of_all_towers_are_checked_before_the_first_is_swept(
+    policy: Policy, pairs: Pairs, monkeypatch: pytest.MonkeyPatch, place: dict[str, object], says: str
+) -> None:
+    monkeypatch.setattr(interp.patching, "patch", None)
+    with pytest.raises(UsageError, match=says):
+        patch_heads(policy, pairs, towers=("expert", "vlm"), **place)
+
+
+def test_prompts_that_differ_in_length_are_found_before_the_first_tower_is_swept(
+    policy: Policy, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interp.patching, "patch", None)
+    longer = Pairs(pairs.clean, tuple(replace(o, instruction="press the blue button") for o in pairs.corrupt))
+    with pytest.raises(UsageError, match="prompts of a pair differ in length"):
+        patch_heads(policy, longer, towers=("expert", "vlm"))
+
+
 def test_a_policy_that_answers_with_nan_is_an_error(tiny_policy_dir: Path, pairs: Pairs) -> None:
     broken = load_policy(tiny_policy_dir)
     with torch.no_grad():

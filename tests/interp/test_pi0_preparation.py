@@ -141,7 +141,9 @@ def test_a_half_precision_policy_answers_in_the_robots_full_units(tmp_path: Path
         normalised = policy.denoise(batch, noise)[..., :7]
         chunk = policy.sample(batch, noise)
     about = json.loads((tmp_path / "half/robosteer.json").read_text())["norm"]["action"]
-    expected = normalised.double() * torch.tensor(about["std"]).double() + torch.tensor(about["mean"]).double()
+    expected = (
+        normalised.double() * torch.tensor(about["std"]).double() + torch.tensor(about["mean"]).double()
+    )
     assert normalised.dtype == torch.bfloat16
     assert chunk.dtype == torch.float32
     torch.testing.assert_close(chunk.double(), expected, atol=1e-6, rtol=1e-6)
