@@ -5,8 +5,9 @@ See verbs.py for what a verb is.
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,8 @@ def patch(a: Namespace) -> None:
     settings = None
     if a.method != "patching":
         settings = AblationSettings(a.method, a.effect, frames=a.frames, seed=a.seed)
-    name = _name(a, settings.method if settings else "-".join(filter(None, ("patching", a.factor))))
+    asked = () if settings else (*_pairs_asked(a), *_place_asked(a))
+    name = _name(a, settings.method if settings else "patching", *asked, *_towers_asked(a))
     run = open_run(a.run)
     policy = policy_of(run, a.policy, a.device)
     sweeps = run.path / ".sweeps" / name
@@ -76,17 +78,18 @@ def attribute(a: Namespace) -> None:
     from interp.attribution import atp, atp_qk, direct_scores, integrated
     from interp.mass import mass_scores
 
-    name = _name(a, "-".join(filter(None, (a.method, a.factor))))
+    asked = () if a.method in ("direct", "mass") else (*_pairs_asked(a), *_towers_asked(a))
+    name = _name(a, a.method, *asked)
     run = open_run(a.run)
     policy = policy_of(run, a.policy, a.device)
     if a.method in ("direct", "mass"):
-        demos, name = demos_of(run, a.demos), a.name or a.method
+        demos = demos_of(run, a.demos)
         if a.method == "direct":
             scores = direct_scores(policy, demos, frames=a.frames, seed=a.seed)
         else:
             part, tower = a.part or f"image/{policy.spec.cameras[0]}", (a.towers or ["expert"])[0]
             scores = mass_scores(policy, demos, part, tower=tower, frames=a.frames, seed=a.seed)
-            name = a.name or f"mass-{part.replace('/', '-')}"
+            name = _name(a, "mass", part, tower if tower != "expert" else None)
     else:
         pairs = pairs_of(run, policy, a)
         how = {"towers": towers_of(a.towers or DEFAULT_TOWERS, policy), "direction": a.direction}
@@ -130,15 +133,39 @@ def _pairs_take(p: ArgumentParser) -> None:
     p.add_argument("--policy", help="directory of the run's policy, if it has moved")
     p.add_argument("--demos", help="directory of the run's demonstrations, if they have moved")
     takes_device(p)
-    p.add_argument("--name", help="name of the scores (by default, the method and the factor)")
+    p.add_argument("--name", help="name of the scores (by default, what is asked for: patching-noising)")
     p.add_argument("--seed", type=int, default=0)
 
 
-def _name(a: Namespace, default: str) -> str:
-    """The scores' name, which must be one before anything is computed for it."""
+# ---- what scores are called: by all that was asked for but sizes and seeds, so that they do not replace others
+
+
+def _name(a: Namespace, *asked: str | None) -> str:
+    """`--name`, or what was asked for. It must be a name before anything is computed for it."""
     from interp.runs import check_name
 
+    default = re.sub(r"[^A-Za-z0-9._+-]+", "-", "-".join(filter(None, asked)))
     return check_name(a.name or default, "name of the scores")
+
+
+def _pairs_asked(a: Namespace) -> Iterator[str]:
+    if a.factor:
+        yield f"{a.factor}-pairs"  # `factors` itself writes patching-visual
+    if a.direction != "denoising":
+        yield str(a.direction)
+
+
+def _place_asked(a: Namespace) -> Iterator[str]:
+    if a.span:
+        yield str(a.span)
+    for what in ("position", "step"):
+        if getattr(a, what) is not None:
+            yield f"{what}{getattr(a, what)}"
+
+
+def _towers_asked(a: Namespace) -> Iterator[str]:
+    if a.towers and set(a.towers) != set(DEFAULT_TOWERS):
+        yield from sorted(a.towers)
 
 
 def _report(run: Run, scores: HeadScores, name: str) -> None:

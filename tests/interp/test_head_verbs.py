@@ -1,6 +1,7 @@
 """Promises of `robosteer patch` and `robosteer attribute`: scores that the library computes, in the run, by name."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_patch_saves_what_patch_heads_finds(run: Run, capsys: pytest.CaptureFixt
     expected = (
         patch_heads(policy, Pairs.of_frames(policy, demos, 3), step=1, resamples=0).tower("expert").value
     )
-    np.testing.assert_array_equal(run.read_scores("patching").tower("expert").value, expected)
+    np.testing.assert_array_equal(run.read_scores("patching-step1-expert").tower("expert").value, expected)
 
 
 @pytest.mark.parametrize(
@@ -73,16 +74,71 @@ def test_a_name_that_leaves_the_run_is_refused_before_anything_is_opened(
     assert "name of the scores '../../x': use up to 100 letters" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("patch",), "patching"),
+        (("patch", "--pairs", 5, "--seed", 3, "--towers", "vlm", "expert"), "patching"),
+        (("patch", "--direction", "noising"), "patching-noising"),
+        (("patch", "--span", "image/front"), "patching-image-front"),
+        (("patch", "--position", 0), "patching-position0"),
+        (("patch", "--step", 0, "--factor", "visual"), "patching-visual-pairs-step0"),
+        (("patch", "--method", "mean", "--effect", "loss", "--towers", "vlm"), "ablation-mean-loss-vlm"),
+        (("attribute", "--factor", "visual"), "atp-visual-pairs"),
+        (("attribute", "--method", "direct"), "direct"),
+        (("attribute", "--method", "mass"), "mass-image-front"),
+        (("attribute", "--method", "mass", "--towers", "vlm", "--part", "language"), "mass-language-vlm"),
+        (("attribute", "--direction", "noising", "--name", "mine"), "mine"),
+    ],
+)
+def test_what_is_asked_for_is_in_the_name_of_the_scores(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...], name: str
+) -> None:
+    named: list[str] = []
+    for module, functions in (
+        ("interp.patching", ["patch_heads"]),
+        ("interp.ablation", ["ablate"]),
+        ("interp.attribution", ["atp", "direct_scores"]),
+        ("interp.mass", ["mass_scores"]),
+        ("interp.head_verbs", ["pairs_of"]),
+    ):
+        for function in functions:
+            monkeypatch.setattr(f"{module}.{function}", lambda *args, **options: None)
+    monkeypatch.setattr(
+        "interp.head_verbs._report", lambda run, scores, name: named.append(name) or sys.exit()
+    )
+    with pytest.raises(SystemExit):
+        robosteer.main([str(word) for word in (words[0], "--run", run.path, *words[1:])])
+    assert named == [name]
+
+
+def test_scores_of_factors_are_not_replaced_by_those_between_their_pairs(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("--run", run.path, "--pairs", 2, "--towers", "expert")
+    assert say(capsys, "factors", *few, "--factors", "visual", "--method", "atp")[0] == 0
+    before = (run.path / "scores/atp-visual.json").read_bytes()
+    assert say(capsys, "attribute", *few, "--factor", "visual", "--verify", 0)[0] == 0
+    assert (run.path / "scores/atp-visual.json").read_bytes() == before
+    ours, theirs = run.read_scores("atp-visual-pairs-expert"), run.read_scores("atp-visual")
+    assert "edits" in theirs.settings
+    np.testing.assert_allclose(ours.tower("expert").value, theirs.tower("expert").value, rtol=1e-3, atol=1e-5)
+
+
 def test_every_method_leaves_its_scores(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for words, name, method in (
         (("patch", "--method", "zero", "--frames", 2), "ablation-zero", "ablation-zero"),
         (("attribute", "--pairs", 2, "--verify", 2), "atp", "atp-denoising"),
         (
             ("attribute", "--method", "ig", "--pairs", 2, "--points", 2, "--direction", "noising"),
-            "ig",
+            "ig-noising",
             "ig-noising",
         ),
-        (("attribute", "--method", "atp-q", "--pairs", 2, "--towers", "expert"), "atp-q", "atp-q-denoising"),
+        (
+            ("attribute", "--method", "atp-q", "--pairs", 2, "--towers", "expert"),
+            "atp-q-expert",
+            "atp-q-denoising",
+        ),
         (("attribute", "--method", "direct", "--frames", 3), "direct", "direct"),
         (("attribute", "--method", "mass", "--part", "language", "--frames", 3), "mass-language", "mass"),
     ):
