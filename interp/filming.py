@@ -7,6 +7,7 @@ killed goes on with the first missing episode. Memory holds one block of frames.
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,13 +37,23 @@ def footage(
     edit: str | None = None,
     progress: bool = True,
 ) -> Run:
-    """Write the footage of the named episodes (all by default) that is not there yet; `edit` makes it of twins."""
+    """Write the footage of the named episodes that is not there yet; `edit` makes it of twins.
+
+    By default of all episodes, but for those whose task changes on the way: an episode's footage has the words of one.
+    """
     run.expect(policy=policy.fingerprint, data=demos.fingerprint)
     chosen = {episode.index: episode for episode in demos.episodes}
     for index in episodes or ():
         if index not in chosen:
             raise unknown(f"episode of {demos.path}", index, chosen)
     wanted = [chosen[index] for index in (chosen if episodes is None else episodes)]
+    changing = [episode for episode in wanted if len(np.unique(demos.task[episode.start : episode.stop])) > 1]
+    if changing:
+        said = f"the task of episode {changing[0].index} changes on the way, and footage has the words of one task"
+        if episodes is not None:
+            raise UsageError(f"{said}: leave it out")
+        warnings.warn(f"{said}: {len(changing)} such episodes are left out", stacklevel=2)
+        wanted = [episode for episode in wanted if episode not in changing]
     busy = f"run {run.path} is being filmed by another process: wait until it has ended, or stop it"
     with alone(run.path / ".footage.lock", busy):
         todo = [episode for episode in wanted if not place(run, episode.index, edit).exists()]

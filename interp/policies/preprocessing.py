@@ -191,10 +191,12 @@ class Preprocessing:
             "norm": {"state": self.state.to_json(), "action": self.action.to_json()},
         }
 
+    def cleaned(self, instruction: str) -> str:
+        return instruction.strip().replace("_", " ").replace("\n", " ") if self.clean_prompt else instruction
+
     def prompt(self, instruction: str) -> str:
         """What is tokenised. A suffix that is already there is not written twice."""
-        if self.clean_prompt:
-            instruction = instruction.strip().replace("_", " ").replace("\n", " ")
+        instruction = self.cleaned(instruction)
         return instruction if instruction.endswith(self.prompt_suffix) else instruction + self.prompt_suffix
 
     def pixels(self, image: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "3 size size"]:
