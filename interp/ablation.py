@@ -206,7 +206,7 @@ class _Problem:
         towers = sorted({head.tower for edit in edits for head in edit.heads})
         repeats = []
         for at in range(self.settings.repeats):
-            values = self.substitutes.of(frames, towers, at)
+            values = self.substitutes.of(frames, stage.batch, towers, at)
             out = self._measured(stage, frames, [NOTHING, *edits], values)
             repeats.append(exactly(out[1:] - out[:1]).numpy())
         return np.stack(repeats, axis=2)

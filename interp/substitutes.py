@@ -106,9 +106,13 @@ class Substitutes:
         self.policy = passes.policy
         self.settings = passes.settings
         self._means: dict[str, dict[str, Tensor]] = {}
+        self._seen: Bool[Tensor, " token"] | None = None
+        """Prefix tokens that are real in some reference frame: where the vlm has a mean."""
 
-    def of(self, frames: Sequence[int], towers: Sequence[str], at: int) -> Mapping[str, Tensor] | None:
-        """For the heads of these frames; None is zero. `at` counts repeats of resampling."""
+    def of(
+        self, frames: Sequence[int], batch: Batch, towers: Sequence[str], at: int
+    ) -> Mapping[str, Tensor] | None:
+        """For the heads of these frames, whose batch it is; None is zero. `at` counts repeats of resampling."""
         if self.settings.mode == "zero":
             return None
         if self.settings.mode == "resample":
@@ -116,6 +120,7 @@ class Substitutes:
         for tower in towers:
             if tower not in self._means:
                 self._means[tower] = self._mean(tower)
+        self._check_seen(frames, batch, towers)
         values = {name: mean for tower in towers for name, mean in self._means[tower].items()}
         # The loss has one mean a draw, because draws are at different times.
         return {
@@ -124,6 +129,16 @@ class Substitutes:
             else mean
             for name, mean in values.items()
         }
+
+    def _check_seen(self, frames: Sequence[int], batch: Batch, towers: Sequence[str]) -> None:
+        if "vlm" not in towers or self._seen is None:
+            return
+        unseen = (batch["attention_mask"].bool().to(self._seen.device) & ~self._seen).any(dim=1).nonzero()
+        if len(unseen):
+            raise UsageError(
+                f"mean ablation of the vlm: the prompt of frame {frames[int(unseen[0])]} is longer than that of every "
+                "reference frame, so its last tokens have no mean: take more reference frames, or other ones"
+            )
 
     def donor(self, frame: int, at: int) -> int:
         """A frame of another episode; of the same one, but another, if there is only one episode."""
@@ -164,6 +179,8 @@ class Substitutes:
         for start in range(0, len(frames), self.settings.block):
             block = frames[start : start + self.settings.block].tolist()
             batch, values = self._z(block, [tower])
+            here = batch["attention_mask"].bool().any(dim=0)
+            self._seen = here if self._seen is None else self._seen | here
             for name, z in values.items():
                 z = exactly(z)
                 weight = exactly(batch["attention_mask"]) if tower == "vlm" else z.new_ones(len(block))

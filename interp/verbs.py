@@ -127,8 +127,9 @@ def explain(a: Namespace) -> None:
     run = open_run(a.run)
     policy, demos = policy_of(run, a.policy, a.device), demos_of(run, a.demos)
     settings = ExplainSettings(
-        towers=tuple(a.towers), by=a.by, shown=a.top, seed=int(run.info["seeds"].get("capture", 0))
-    )
+        towers=tuple(a.towers), by=a.by, shown=a.top, reference=a.reference,
+        seed=int(run.info["seeds"].get("capture", 0)),
+    )  # fmt: skip
     found = explain_action(policy, demos, a.episode, a.frame, settings, progress=True)
     print(f"episode {a.episode}, frame {a.frame}: {found.instruction}")
     for name, predicted, shown in zip(found.names, found.predicted[0], found.demonstrated[0], strict=True):
@@ -151,6 +152,7 @@ def _explain_takes(p: ArgumentParser) -> None:
     p.add_argument("--towers", nargs="+", default=["expert"], help="towers whose heads are explained")
     p.add_argument("--by", default="mean", choices=("mean", "zero", "direct"), help="what orders the heads")
     p.add_argument("--top", type=int, default=6, help="heads to look at closely")
+    p.add_argument("--reference", type=int, default=24, help="frames behind the mean ablation")
     p.add_argument("--policy", help="directory, if the policy is not where the run found it")
     p.add_argument("--demos", help="directory, if the demonstrations are not where the run found them")
     takes_device(p)

@@ -126,6 +126,24 @@ def test_mean_ablation_uses_the_mean_over_the_reference_per_position_and_step(
         assert scores.score(head) == pytest.approx(float(torch.stack(effects).mean()), rel=1e-3)
 
 
+def test_a_mean_that_no_reference_frame_has_is_not_taken_for_zero(
+    policy: Policy, demos: Demonstrations
+) -> None:
+    """Frame 4 alone is told much; the two reference frames are the first and the last."""
+    long, short = "pick up the red cube", "press the button"
+    told = replace(demos, instructions=(short, long), task=np.array([0, 0, 0, 0, 1, 0, 0]))
+    settings = AblationSettings("mean", frames=2)
+    edits = [Edit((Head("vlm", 0, 1),))]
+    with pytest.raises(
+        UsageError, match="the prompt of frame 4 is longer than that of every reference frame"
+    ) as error:
+        ablated(policy, told, [3, 4], edits, settings)
+    assert "\n" not in str(error.value)
+    assert np.isfinite(ablated(policy, told, [3, 5], edits, settings)).all()  # as long as the reference
+    assert np.isfinite(ablated(policy, told, [4], [Edit((Head("expert", 0, 1),))], settings)).all()
+    assert np.isfinite(ablated(policy, told, [4], edits, AblationSettings("mean", frames=None))).all()
+
+
 def test_resampling_takes_z_of_a_frame_of_another_episode(policy: Policy, demos: Demonstrations) -> None:
     settings = AblationSettings(mode="resample", donors=2, block=2)
     problem, head = _Problem(policy, demos, settings, demos, 0), Head("expert", 0, 1)
