@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies.protocol import Policy
 from interp.runs import digest, write_atomic, write_json
@@ -105,7 +106,9 @@ def resumable(
 
 
 def spread(total: int, wanted: int | None) -> Int[np.ndarray, " item"]:
-    """Places of `wanted` items, evenly among `total`; None: all."""
+    """Places of `wanted` frames, evenly among `total`; None: all."""
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"frames must be at least 1, not {wanted}")
     if wanted is None or wanted >= total:
         return np.arange(total)
     return np.unique(np.linspace(0, total - 1, wanted).round().astype(int))

@@ -188,6 +188,8 @@ def test_mistakes_are_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> 
         (("patch", "--span", "tail"), "unknown token span 'tail'"),
         (("patch", "--towers", "arm"), "unknown tower 'arm'"),
         (("patch", "--pairs", 0), "pairs"),
+        (("attribute", "--method", "direct", "--frames", 0), "frames must be at least 1, not 0"),
+        (("attribute", "--method", "mass", "--frames", -1), "frames must be at least 1, not -1"),
         (("attribute", "--method", "mass", "--part", "ceiling"), "unknown part"),
         (("attribute", "--method", "ig", "--towers", "vision"), "take atp for vision"),
         (("attribute", "--factor", "moral"), "unknown factor 'moral'"),

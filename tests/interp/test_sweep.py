@@ -318,6 +318,16 @@ def test_places_and_heads_that_are_not_there_are_one_line(policy: Policy, tmp_pa
         assert "\n" not in str(error.value)
 
 
+def test_the_loss_has_one_pass_of_the_expert_and_no_later_step(policy: Policy) -> None:
+    stage, head = Stage(policy, policy.batch(random_observations(1))), Head("expert", 0, 1)
+    actions, noise, time = torch.zeros(1, 6, 7), policy.noise(1, 0)[:, None], torch.full((1, 1), 0.5)
+    first, whole = stage.loss(actions, noise, time, [Edit((head,), step=0), Edit((head,))])
+    assert torch.equal(first, whole)
+    with pytest.raises(UsageError, match="step 2: the loss is of one pass") as error:
+        stage.loss(actions, noise, time, [Edit((head,), step=2)])
+    assert "\n" not in str(error.value)
+
+
 def test_scores_of_another_policy_do_not_enter_a_run(
     policy: Policy, other_policy_dir: Path, tmp_path: Path
 ) -> None:
