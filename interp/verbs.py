@@ -67,7 +67,7 @@ def rank(a: Namespace) -> None:
     check_name(a.name, "name of the scores")
     run = open_run(a.run)
     towers = a.towers or [t for t in ("expert", "vlm") if run.tokens(t)]
-    tokens = {**DEFAULT_TOKENS, **({towers[0]: a.token} if a.token else {})}
+    tokens = {**DEFAULT_TOKENS, **{tower: a.token for tower in towers[:1] if a.token}}
     settings = KnnSettings(
         tokens=tokens, ks=tuple(a.k), target=a.target, normalised=a.normalised, metric=a.metric
     )
