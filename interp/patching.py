@@ -43,8 +43,8 @@ from interp.sweep import BUDGET, Stage
 
 Direction = Literal["denoising", "noising"]
 UNITS = "share of the total effect (NIE / TE)"
-_SILENCE = 1e-6
-"""A root mean square difference of normalised actions below this is rounding."""
+_ROUNDING = 1e-6
+"""A difference of two action chunks whose length, the root of <D, D>, is below this is rounding."""
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,9 @@ class Sides:
             )
 
 
-def check_effect(total: Float[np.ndarray, "pair action"]) -> None:
-    """There must be a total effect to have a share of. `total` is <D, D>."""
-    if np.sqrt(total.mean()) < _SILENCE:
+def check_effect(total: Float[np.ndarray, "pair *action"]) -> None:
+    """There must be a total effect to have a share of. `total` is <D, D>, whole or by action dimension."""
+    if np.sqrt(total.sum() / len(total)) < _ROUNDING:
         raise UsageError(
             "clean and corrupt observations are answered with the same actions: there is no effect to explain"
         )
@@ -221,13 +221,13 @@ class Patched:
     def by_dimension(self) -> Float[np.ndarray, "edit action"]:
         """NIE / TE within each action dimension; NaN where the pairs do not differ."""
         total = self.total.sum(axis=0)
-        silent = np.sqrt(total / len(self.total)) < _SILENCE
+        silent = np.sqrt(total / len(self.total)) < _ROUNDING
         return self.indirect.sum(axis=1) / np.where(silent, np.nan, total)
 
     @property
     def by_pair(self) -> Float[np.ndarray, "edit pair"]:
         total = self.total.sum(axis=1)
-        return self.indirect.sum(axis=2) / np.where(np.sqrt(total) < _SILENCE, np.nan, total)
+        return self.indirect.sum(axis=2) / np.where(np.sqrt(total) < _ROUNDING, np.nan, total)
 
     def interval(self, group: Sequence[int] | np.ndarray, resamples: int = 1000, seed: int = 0) -> Interval:
         """95 % of the effect over resampled groups of pairs."""

@@ -34,7 +34,8 @@ from interp.sweep import BUDGET
 
 Method = Literal["patching", "atp"]
 SILENCE = 0.01
-"""A swap that moves the normalised action by less than a hundredth of its standard deviation does nothing."""
+"""A swap that moves the normalised action by less than a hundredth of its standard deviation does nothing: far more than
+rounding, which is `patching.check_effect`'s."""
 
 
 @dataclass(frozen=True)

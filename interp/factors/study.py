@@ -3,7 +3,7 @@
 scores/<method>-<factor>.json     HeadScores with `factor` set
 scores/<method>-<kind>.json       HeadScores over the factors' semantic, nuisance swaps
 factors/<method>.json             profiles of all heads
-sweeps/factors-<method>/          what an interrupted study goes on from
+.sweeps/factors-<method>/         what an interrupted study goes on from
 run.json "factors"                one entry a factor: how it was measured, sizes, control, name of its scores
 """
 

@@ -164,7 +164,7 @@ def test_atp_leaves_the_policy_without_gradients(policy: Policy, pairs: Pairs) -
     with torch.no_grad():  # nor does the caller's grad mode matter
         atp(policy, pairs)
     same = Pairs(pairs.clean, pairs.clean)
-    with pytest.raises(UsageError, match="nothing to explain"):
+    with pytest.raises(UsageError, match="no effect to explain"):
         atp(policy, same)
 
 
