@@ -34,8 +34,8 @@ from interp.sweep import BUDGET
 
 Method = Literal["patching", "atp"]
 SILENCE = 0.01
-"""A swap that moves the normalised action by less than a hundredth of its standard deviation does nothing: far more than
-rounding, which is `patching.check_effect`'s."""
+"""A swap that moves the normalised action by less than a hundredth of its standard deviation does nothing. This is far
+more than the rounding that `patching.check_effect` knows."""
 
 
 @dataclass(frozen=True)
