@@ -247,7 +247,7 @@ def patch(
     directory: str | Path | None = None,
     progress: bool = False,
 ) -> Patched:
-    """The one primitive: the effect of every edit, exactly. `everywhere`, `at_positions` and `at_steps` make edits.
+    """The one primitive: the effect of every edit, exactly. `edits.single`, `at_positions` and `at_steps` make edits.
 
     `block` pairs go through together. With a directory an interrupted sweep resumes, with identical numbers.
     """
@@ -360,7 +360,7 @@ def pair_scores(
 
 
 def everywhere(policy: Policy, tower: str) -> list[Edit]:
-    """Every live head alone, at all positions and flow steps."""
+    """`edits.single` under an older name."""
     return single(policy, tower)
 
 

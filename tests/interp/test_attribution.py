@@ -17,11 +17,12 @@ from random_policy import build_half, build_policy, random_observations
 from torch import Tensor
 
 from interp.attribution import Check, atp, direct, verify
+from interp.edits import single
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.hooked import HookedVLA
 from interp.mass import attention_mass
-from interp.patching import Pairs, Sides, everywhere, patch, patch_heads
+from interp.patching import Pairs, Sides, patch, patch_heads
 from interp.policies import Policy, load_policy
 from interp.scores import HeadScores
 from interp.watching import watch
@@ -148,12 +149,12 @@ def test_the_best_estimates_are_patched_for_real(policy: Policy, pairs: Pairs) -
         head = Head.parse(check["head"])
         assert check["estimate"] == pytest.approx(scores.score(head))
         assert check["exact"] == pytest.approx(exact.score(head), abs=1e-5)
-    edits = everywhere(policy, "expert")
+    edits = single(policy, "expert")
     estimates = scores.tower("expert").value.ravel()
     (best,) = verify(policy, pairs, edits, estimates, 1)
     assert isinstance(best, Check)
     assert abs(best.estimate) == np.abs(estimates).max()
-    assert best.exact == pytest.approx(patch(policy, pairs, everywhere(policy, "expert")).effect[
+    assert best.exact == pytest.approx(patch(policy, pairs, single(policy, "expert")).effect[
         int(np.abs(estimates).argmax())], abs=1e-5)  # fmt: skip
 
 

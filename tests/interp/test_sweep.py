@@ -27,7 +27,7 @@ from interp.edits import NOTHING, Edit, single
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.kernels import StackedLinears
-from interp.patching import Pairs, Sides, at_steps, everywhere, patch
+from interp.patching import Pairs, Sides, at_steps, patch
 from interp.policies import Policy, load_policy
 from interp.policies.pi0 import PI0Policy
 from interp.runs import Run
@@ -109,7 +109,7 @@ def test_grouped_keys_patch_as_nnsight_does(grouped: Policy) -> None:
 @pytest.mark.parametrize("tower", ["vlm", "expert"])
 def test_grouped_keys_patch_as_plain_hooks_do(grouped: Policy, tower: str) -> None:
     pairs = make_pairs()
-    edits = everywhere(grouped, tower)
+    edits = single(grouped, tower)
     found = patch(grouped, pairs, edits)
     for at in (0, len(edits) - 1):
         one = naive(grouped, pairs, edits[at].heads[0])
@@ -241,7 +241,7 @@ sweep(load_policy(sys.argv[1]), sys.argv[2])
 
 
 def sweep(policy: Policy, directory: str | Path | None):
-    return patch(policy, make_pairs(4), everywhere(policy, "expert"), block=1, directory=directory)
+    return patch(policy, make_pairs(4), single(policy, "expert"), block=1, directory=directory)
 
 
 def test_a_sweep_ended_by_sigkill_resumes_to_the_same_bits(
@@ -294,7 +294,7 @@ def test_activations_that_are_nan_are_one_line(tiny_policy_dir: Path) -> None:
         broken.module.model.dit.layers[1].mlp.down_proj.weight[0] = torch.nan
     pairs = make_pairs()
     for attempt in (
-        lambda: patch(broken, pairs, everywhere(broken, "expert")),
+        lambda: patch(broken, pairs, single(broken, "expert")),
         lambda: atp(broken, pairs),
     ):
         with pytest.raises(UsageError, match="not finite") as error:
