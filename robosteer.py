@@ -70,19 +70,34 @@ def demo(a: argparse.Namespace) -> None:
     """The whole loop on the embedded default; every step is printed as the command that repeats it."""
     import time
 
+    interp.verbs.check_device(a.device)
     began, run = time.time(), Path(a.run)
+    here = () if a.device == "cpu" else ("--device", a.device)
     demos = run.parent / f"{run.name}-demonstrations"
     if not demos.exists():
         _say("record", "--task", a.task, "--episodes", a.episodes, "--demos", demos)
-    _say("capture", "--demos", demos, "--run", run, "--footage")
+    _say("capture", "--demos", demos, "--run", run, "--footage", *here)
     _say("rank", "--run", run)
-    _say("factors", "--run", run, "--pairs", 10, "--task", a.task)
+    _say("factors", "--run", run, "--pairs", 10, "--task", a.task, *here)
     _say("select", "--run", run, "--top", a.heads, "--name", "chosen")
-    _say("evaluate", "--run", run, "--task", a.task, "--n", a.n, "--name", "base")
-    _say("finetune", "--run", run, "--heads", "chosen")
+    _say("evaluate", "--run", run, "--task", a.task, "--n", a.n, "--name", "base", *here)
+    _say("finetune", "--run", run, "--heads", "chosen", *here)
     aligned = run / "jobs/aligned/policy"
-    _say("evaluate", "--run", run, "--policy", aligned, "--task", a.task, "--n", a.n, "--against", "base")
-    _say("export", "--run", run, "--name", "aligned", "--overwrite")
+    _say(
+        "evaluate",
+        "--run",
+        run,
+        "--policy",
+        aligned,
+        "--task",
+        a.task,
+        "--n",
+        a.n,
+        "--against",
+        "base",
+        *here,
+    )
+    _say("export", "--run", run, "--name", "aligned", "--overwrite", *here)
     print(f"\nthe loop took {time.time() - began:.0f} s")
     if not a.no_app:
         _say("app", "--runs", run.parent, "--port", a.port)
@@ -94,6 +109,7 @@ def _demo_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--episodes", type=int, default=20, help="demonstrations to record")
     p.add_argument("--heads", type=int, default=12, help="how many heads to finetune")
     p.add_argument("--n", type=int, default=100, help="rollouts before and after")
+    interp.verbs.takes_device(p)
     p.add_argument("--port", type=int, default=8050)
     p.add_argument("--no-app", action="store_true", help="end instead of opening the dashboard")
 

@@ -12,7 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from interp.devices import DEVICES
+
 if TYPE_CHECKING:
+    import torch
+
     from interp.demos import Demonstrations
     from interp.patching import Pairs
     from interp.policies import Policy
@@ -26,7 +30,7 @@ def capture(a: Namespace) -> None:
     """Run the frozen policy over demonstrations and keep every head's output z."""
     from interp.capture import capture as capture_run
 
-    policy, demos = open_policy(a.policy), open_demos(a.demos)
+    policy, demos = open_policy(a.policy, a.device), open_demos(a.demos)
     run = capture_run(
         policy, demos, a.run, towers=towers_of(a.towers, policy), seed=a.seed, command=command_of(a)
     )
@@ -45,6 +49,7 @@ def _capture_takes(p: ArgumentParser) -> None:
     p.add_argument("--demos", required=True, help="LeRobotDataset v3 directory")
     p.add_argument("--run", required=True, help="run directory to make or resume")
     p.add_argument("--towers", nargs="+", help="vision, vlm, expert (all by default)")
+    takes_device(p)
     p.add_argument("--seed", type=int, default=0, help="seed of the flow's start noise")
     p.add_argument(
         "--footage",
@@ -120,7 +125,7 @@ def explain(a: Namespace) -> None:
     from interp.runs import write_atomic, write_json
 
     run = open_run(a.run)
-    policy, demos = policy_of(run, a.policy), demos_of(run, a.demos)
+    policy, demos = policy_of(run, a.policy, a.device), demos_of(run, a.demos)
     settings = ExplainSettings(
         towers=tuple(a.towers), by=a.by, shown=a.top, seed=int(run.info["seeds"].get("capture", 0))
     )
@@ -148,6 +153,7 @@ def _explain_takes(p: ArgumentParser) -> None:
     p.add_argument("--top", type=int, default=6, help="heads to look at closely")
     p.add_argument("--policy", help="directory, if the policy is not where the run found it")
     p.add_argument("--demos", help="directory, if the demonstrations are not where the run found them")
+    takes_device(p)
     p.add_argument("--out", help="directory to write to (explanations/ in the run by default)")
 
 
@@ -156,7 +162,7 @@ def factors(a: Namespace) -> None:
     from interp.factors.study import pairs_for, study
 
     run = open_run(a.run)
-    policy = policy_of(run, a.policy)
+    policy = policy_of(run, a.policy, a.device)
     towers = towers_of(a.towers, policy)
     recordings = partial(demos_of, run, a.demos)
     pairs = pairs_for(run, policy, recordings, a.factors, a.pairs, tasks=a.task, seed=a.seed, progress=True)
@@ -186,6 +192,7 @@ def _factors_takes(p: ArgumentParser) -> None:
     )  # fmt: skip
     p.add_argument("--policy", help="directory of the run's policy, if it has moved")
     p.add_argument("--demos", help="directory of the run's demonstrations, if they have moved")
+    takes_device(p)
     p.add_argument("--seed", type=int, default=0)
 
 
@@ -195,7 +202,7 @@ def patch(a: Namespace) -> None:
     from interp.patching import patch_heads
 
     run = open_run(a.run)
-    policy = policy_of(run, a.policy)
+    policy = policy_of(run, a.policy, a.device)
     towers = towers_of(a.towers or ["expert", "vlm"], policy)
     if a.method == "patching":
         name = a.name or "-".join(filter(None, ("patching", a.factor)))
@@ -230,7 +237,7 @@ def attribute(a: Namespace) -> None:
     from interp.mass import mass_scores
 
     run = open_run(a.run)
-    policy = policy_of(run, a.policy)
+    policy = policy_of(run, a.policy, a.device)
     if a.method in ("direct", "mass"):
         demos, name = demos_of(run, a.demos), a.name or a.method
         if a.method == "direct":
@@ -281,6 +288,7 @@ def _pairs_take(p: ArgumentParser) -> None:
     p.add_argument("--direction", choices=("denoising", "noising"), default="denoising")
     p.add_argument("--policy", help="directory of the run's policy, if it has moved")
     p.add_argument("--demos", help="directory of the run's demonstrations, if they have moved")
+    takes_device(p)
     p.add_argument("--name", help="name of the scores (by default, the method and the factor)")
     p.add_argument("--seed", type=int, default=0)
 
@@ -308,10 +316,23 @@ def pairs_of(run: Run, policy: Policy, a: Namespace) -> Pairs:
 # ---- what verbs open
 
 
-def open_policy(name: str | Path) -> Policy:
+def takes_device(p: ArgumentParser, more: str = "") -> None:
+    """The option of every verb that computes with a policy."""
+    p.add_argument("--device", default="cpu", help=f"where the policy computes: {DEVICES}{more}")
+
+
+def check_device(name: str) -> None:
+    """For a verb that has something else to do before the policy is loaded, or that lets others load it."""
+    from interp.devices import device_of
+
+    if name != "cpu":  # which every machine has: no need to import PyTorch
+        device_of(name)
+
+
+def open_policy(name: str | Path, device: str | torch.device = "cpu") -> Policy:
     from interp.policies import load_policy
 
-    return load_policy(name)
+    return load_policy(name, device)
 
 
 def open_demos(path: str | Path) -> Demonstrations:
@@ -326,9 +347,9 @@ def open_run(path: str | Path) -> Run:
     return Run.open(path)
 
 
-def policy_of(run: Run, override: str | None) -> Policy:
+def policy_of(run: Run, override: str | None, device: str | torch.device = "cpu") -> Policy:
     """The run's policy, or the one named instead; its fingerprint must be the run's."""
-    policy = open_policy(override or run.info["policy"]["source"])
+    policy = open_policy(override or run.info["policy"]["source"], device)
     run.expect(policy=policy.fingerprint)
     return policy
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
+import torch
 
 from interp.demos import Demonstrations
 from interp.errors import UsageError, unknown
@@ -162,12 +163,14 @@ def export_job(
     names: Names | None = None,
     base: str | Path | None = None,
     results: Sequence[Mapping[str, Any]] = (),
+    device: str | torch.device = "cpu",
     seed: int = 0,
     overwrite: bool = False,
 ) -> Exported:
     """Export what a finished training left in its directory `job`, verified on frames of `demos`.
 
-    An adapter needs the base: from where the training had it, or from `base` if it has moved.
+    An adapter needs the base: from where the training had it, or from `base` if it has moved. `device` is where the
+    policies compute, here and in the fresh process.
     """
     job = Path(job)
     if not (job / SUMMARY).is_file():
@@ -175,12 +178,12 @@ def export_job(
     if form not in get_args(Form):
         raise unknown("form of an export", form, get_args(Form))
     summary = read_json(job / SUMMARY)
-    policy = load_policy(job / POLICY)
+    policy = load_policy(job / POLICY, device)
     frames = _frames(demos, policy)
     card = {**summary, "results": list(results)}
     if form not in ADAPTERS:
         return export(policy, directory, frames, card, form=form, names=names, seed=seed, overwrite=overwrite)
-    start = load_policy(base or summary["base"]["source"])
+    start = load_policy(base or summary["base"]["source"], device)
     if start.fingerprint != summary["base"]["fingerprint"]:
         raise UsageError(
             f"{start.source} is {start.fingerprint}, but {job} was trained from {summary['base']['fingerprint']}: "
@@ -244,11 +247,12 @@ def _export(
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
+        device = str(next(policy.module.parameters()).device)
         expected = chunks_of(policy, observations, seed)
         draft = write(fresh / target.name)
         if draft.acts_as not in (None, policy):
             expected = chunks_of(draft.acts_as, observations, seed)
-        answer = ask_fresh_process(fresh / target.name, observations, seed, draft.base)
+        answer = ask_fresh_process(fresh / target.name, observations, seed, draft.base, device)
         difference = float(np.abs(answer.chunks - expected).max())
         allowed = TOLERANCE * max(1.0, float(np.abs(answer.chunks).max()))
         if not difference <= allowed:  # also catches NaN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from interp.verbs import demos_of, open_run, policy_of
+from interp.verbs import demos_of, open_run, policy_of, takes_device
 
 
 def export(a: Namespace) -> None:
@@ -18,7 +18,7 @@ def export(a: Namespace) -> None:
     written = run.path / "exports" / "base-lerobot"
     names = Names(a.tokenizer, a.asset_id, a.lerobot_base or (str(written) if written.is_dir() else None))
     if a.name == "base" and not job.exists():
-        base = policy_of(run, a.policy)
+        base = policy_of(run, a.policy, a.device)
         done = export_base(base, target, demos, form=a.format, names=names, overwrite=a.overwrite)
     else:
         done = export_job(
@@ -28,6 +28,7 @@ def export(a: Namespace) -> None:
             form=a.format,
             names=names,
             base=a.policy,
+            device=a.device,
             results=[
                 read_json(p) for n, p in run.results.items() if n.partition("--")[0] in ("base", a.name)
             ],
@@ -59,4 +60,5 @@ def export_takes(p: ArgumentParser) -> None:
     p.add_argument("--lerobot-base", help="hub id or directory of the base, for lerobot-peft")
     p.add_argument("--policy", help="the base policy, if it has moved since the training")
     p.add_argument("--demos", help="frames to verify on (the run's own by default)")
+    takes_device(p)
     p.add_argument("--overwrite", action="store_true")

@@ -16,17 +16,13 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor
 
+from interp.devices import device_of
 from interp.errors import UsageError
 
 
 def local_device(name: str) -> torch.device:
     """`cpu`, `cuda`, ...; among several processes on a machine, `cuda` is each one's own."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"device {name!r}: write cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {name!r}: this PyTorch sees no GPU")
+    device = device_of(name)
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device

@@ -77,6 +77,7 @@ def evaluate(
     env: str = TABLETOP,
     env_options: Mapping[str, Any] | None = None,
     cameras: Mapping[str, str] | None = None,
+    device: str = "cpu",
     progress: bool = True,
     directory: Path | None = None,
 ) -> Evaluation:
@@ -84,8 +85,8 @@ def evaluate(
 
     `execute` is how many actions of a chunk run before the next sample; the policy's own setting by default.
     `variation` goes to the environment's reset; `cameras` says which of its images a camera of the policy sees, where
-    names do not tell (steering/fit.py). Raises UsageError for a bad task, policy or variation, and
-    RolloutError when a worker dies; Ctrl-C ends all workers.
+    names do not tell (steering/fit.py); `device` is where every worker's copy of the policy computes. Raises
+    UsageError for a bad task, policy or variation, and RolloutError when a worker dies; Ctrl-C ends all workers.
     """
     condition = Condition(task, {"variation": dict(variation)} if variation else {})
     done = evaluate_all(
@@ -98,6 +99,7 @@ def evaluate(
         env=env,
         env_options=env_options,
         cameras=cameras,
+        device=device,
         progress=progress,
         directory=directory,
     )
@@ -117,6 +119,7 @@ def evaluate_all(
     env: str = TABLETOP,
     env_options: Mapping[str, Any] | None = None,
     cameras: Mapping[str, str] | None = None,
+    device: str = "cpu",
     progress: bool = True,
     directory: Path | None = None,
 ) -> Generator[Evaluation]:
@@ -137,7 +140,7 @@ def evaluate_all(
     seeds = range(seed0, seed0 + n)
     orders = [Order(i, s) for i in range(len(conditions)) for s in seeds if s not in done[i]]
     missing = [len(set(seeds) - episodes.keys()) for episodes in done]
-    job = Job(str(policy), tuple(conditions), env, dict(env_options or {}), execute, cameras or {})
+    job = Job(str(policy), tuple(conditions), env, dict(env_options or {}), execute, cameras or {}, device)
     started = time.perf_counter()
     with Workers(job, min(workers, max(1, len(orders)))) as pool:
         pool.wait_until_loaded()  # bad input is told before a bar is drawn
@@ -195,6 +198,7 @@ def film(
     env: str = TABLETOP,
     env_options: Mapping[str, Any] | None = None,
     cameras: Mapping[str, str] | None = None,
+    device: str = "cpu",
 ) -> Iterator[tuple[Path, Episode]]:
     """Film episodes by seed to gif or mp4 files, in a worker as they are scored in: bit for bit the same episodes.
 
@@ -207,7 +211,7 @@ def film(
             raise UsageError(f"video of seed {seed}: episode seeds start at 0")
     orders = [Order(0, seed, Path(path), title or condition.task) for seed, path in films.items()]
     options = {"render_mode": "rgb_array", **(env_options or {})}
-    job = Job(str(policy), (condition,), env, options, execute, cameras or {})
+    job = Job(str(policy), (condition,), env, options, execute, cameras or {}, device)
     with Workers(job, 1) as pool:
         pool.wait_until_loaded()
         for order, episode in pool.run(orders):

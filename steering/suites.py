@@ -143,6 +143,7 @@ def run_suites(
     env: str = TABLETOP,
     env_options: Mapping[str, Any] | None = None,
     cameras: Mapping[str, str] | None = None,
+    device: str = "cpu",
     progress: bool = True,
 ) -> Iterator[tuple[Result, Path | None, int]]:
     """Yield (result, its file, episodes run now) of every suite as it is done; one set of workers serves all.
@@ -185,6 +186,7 @@ def run_suites(
         env=env,
         env_options=env_options,
         cameras=cameras,
+        device=device,
         progress=progress,
     )
     with closing(evaluations):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from interp.verbs import demos_of, open_demos, open_policy, open_run, policy_of
+from interp.verbs import check_device, demos_of, open_demos, open_policy, open_run, policy_of, takes_device
 from steering.export_verb import export, export_takes
 from steering.reproduce.verb import reproduce, reproduce_takes
 
@@ -76,8 +76,7 @@ def finetune(a: Namespace) -> None:
     settings = {k: getattr(a, k) for k in ("steps", "lr", "form") if getattr(a, k) is not None}
     published = PUBLISHED if a.published else {}
     recipe = Recipe.named(a.recipe, **{**published, **_pairs("--set", a.set), **settings})
-    policy, demos = policy_of(run, a.policy), demos_of(run, a.demos)
-    policy.module.to(local_device(a.device))
+    policy, demos = policy_of(run, a.policy, local_device(a.device)), demos_of(run, a.demos)
     directory = run.path / "jobs" / (a.name or a.recipe)
     done = train(
         policy,
@@ -134,9 +133,7 @@ def _finetune_takes(p: ArgumentParser) -> None:
     )
     p.add_argument("--checkpoint-every", type=int, default=50, help="steps between two checkpoints")
     p.add_argument("--cache-mb", type=float, default=2048, help="memory for activations that are frozen")
-    p.add_argument(
-        "--device", default="cpu", help="cpu or cuda (under accelerate launch: a device a process)"
-    )
+    takes_device(p, " (under accelerate launch, cuda is a device a process)")
     p.add_argument("--seed", type=int, default=0)
 
 
@@ -153,6 +150,7 @@ def evaluate(a: Namespace) -> None:
 
     run = open_run(a.run) if a.run else None
     check_format(a.video_format)
+    check_device(a.device)  # the workers load the policy
     variation = _variation(a.vary)
     where = place(a.env, a.task)
     cameras = {camera: str(image) for camera, image in _pairs("--camera", a.camera).items()}
@@ -172,6 +170,7 @@ def evaluate(a: Namespace) -> None:
         env=where.env,
         env_options=where.options,
         cameras=cameras,
+        device=a.device,
     )
     results = []
     for result, path, new in done:
@@ -199,6 +198,7 @@ def evaluate(a: Namespace) -> None:
             env=where.env,
             env_options=where.options,
             cameras=cameras,
+            device=a.device,
         )
         for file, episode in shown:
             print(f"{file}: {episode.failure or 'success'} after {episode.steps} steps")
@@ -256,6 +256,7 @@ def _evaluate_takes(p: ArgumentParser) -> None:
     p.add_argument("--n", type=int, default=100, help="episodes a suite")
     p.add_argument("--seed", type=int, default=0, help="seed of the first episode; the same seeds pair arms")
     p.add_argument("--workers", type=int, default=2)
+    takes_device(p, "; every worker holds a copy")
     p.add_argument("--execute", type=int, help="actions of a chunk to run before the next sample")
     p.add_argument(
         "--vary", nargs="+", default=[], metavar="KNOB=VALUE", help="a suite of your own, e.g. light=0.5"
@@ -294,7 +295,7 @@ def serve(a: Namespace) -> None:
     from steering.serving import serve as run_server
 
     settings = Settings(a.host, a.port, seed=a.seed, frame_mb=a.frame_mb)
-    policy = open_policy(a.policy)
+    policy = open_policy(a.policy, a.device)
     cameras = {camera: str(key) for camera, key in _pairs("--camera", a.camera).items()}
     reader = Reader(a.layout, policy.spec, cameras, a.prompt)
     live = LivePolicy(policy, mean_z(policy, open_demos(a.demos), seed=a.seed) if a.demos else None)
@@ -329,6 +330,7 @@ def _serve_takes(p: ArgumentParser) -> None:
     p.add_argument("--heads", help="heads to switch off: a heads file, or expert.L3H5,expert.L4H0")
     p.add_argument("--ablate", choices=("zero", "mean"), default="zero", help="what takes a head's place")
     p.add_argument("--demos", help="demonstrations that --ablate mean averages over")
+    takes_device(p)
     p.add_argument("--frame-mb", type=float, default=32, help="largest frame that is accepted")
     p.add_argument("--seed", type=int, default=0, help="of the flow noise")
 

@@ -50,15 +50,19 @@ def chunks_of(
 
 
 def ask_fresh_process(
-    directory: Path, observations: Sequence[Observation], seed: int, base: str | None = None
+    directory: Path,
+    observations: Sequence[Observation],
+    seed: int,
+    base: str | None = None,
+    device: str = "cpu",
 ) -> Answer:
-    """`chunks_of` the policy in `directory`, computed by a new Python process.
+    """`chunks_of` the policy in `directory`, computed by a new Python process on that device.
 
     With `base` (as for `load_policy`) the directory holds an adapter for it, and the fingerprint is the base's.
     """
     with tempfile.TemporaryDirectory(prefix="robosteer-verify-") as scratch:
         request, reply = Path(scratch, "request.npz"), Path(scratch, "reply.npz")
-        about: dict[str, Any] = {"seed": seed, "threads": torch.get_num_threads()}
+        about: dict[str, Any] = {"seed": seed, "threads": torch.get_num_threads(), "device": device}
         about |= {"directory": str(directory.resolve()), "base": _absolute(base)}
         arrays: dict[str, Any] = {
             f"{i}/image/{camera}": image
@@ -102,7 +106,7 @@ def main() -> None:
             }
             observations.append(Observation(images, arrays[f"{i}/state"], instruction))
     torch.set_num_threads(about["threads"])  # sums are split by thread: same number, same rounding
-    policy = load_policy(about["base"] or about["directory"])
+    policy = load_policy(about["base"] or about["directory"], about["device"])
     if about["base"]:
         with in_transformers_names(about["directory"]) as directory:
             peft.PeftModel.from_pretrained(policy.module, str(directory)).eval()

@@ -44,6 +44,7 @@ class Job:
     execute: int | None
     cameras: Mapping[str, str] = field(default_factory=dict)
     """The environment's image for cameras of the policy whose names do not tell."""
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _work(connection: Connection, job: Job) -> None:
     leave_with_parent()
     torch.set_num_threads(1)
     try:
-        policy = load_policy(job.policy)
+        policy = load_policy(job.policy, job.device)
         execute = policy.spec.execute if job.execute is None else job.execute
         if not 1 <= execute <= policy.spec.horizon:
             raise UsageError(f"execute = {execute}: the policy's chunks hold {policy.spec.horizon} actions")

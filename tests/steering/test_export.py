@@ -102,10 +102,10 @@ def test_every_kind_of_training_exports_as_an_adapter(
     """Verified by PEFT alone on the base alone; and half way back to the base (`retain`)."""
 
     def answer_from_this_process(
-        directory: Path, frames: list[Observation], seed: int, base: str | None
+        directory: Path, frames: list[Observation], seed: int, base: str | None, device: str
     ) -> Answer:
         assert base is not None
-        policy = load_policy(base)
+        policy = load_policy(base, device)
         peft.PeftModel.from_pretrained(policy.module, str(directory)).eval()
         return Answer(policy.fingerprint, chunks_of(policy, frames, seed))
 
@@ -175,9 +175,9 @@ def test_the_old_export_survives_a_failing_new_one(
     policy: Policy, observations: list[Observation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer_from_this_process(
-        directory: Path, frames: list[Observation], seed: int, base: str | None
+        directory: Path, frames: list[Observation], seed: int, base: str | None, device: str
     ) -> Answer:
-        return Answer("pi0-1", chunks_of(load_policy(directory), frames, seed))
+        return Answer("pi0-1", chunks_of(load_policy(directory, device), frames, seed))
 
     monkeypatch.setattr(export_module, "ask_fresh_process", answer_from_this_process)  # seconds faster
     export(policy, tmp_path / "tuned", observations[:1], {})
