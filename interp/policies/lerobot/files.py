@@ -32,18 +32,21 @@ CONTROL_RATE = 30.0
 
 
 def read(directory: Path, device: str | torch.device) -> tuple[Any, Any, Any]:
-    """LeRobot's policy with the weights of the directory, its pre-processor and its post-processor."""
+    """LeRobot's policy with the weights of the directory, its pre-processor and its post-processor.
+
+    The network goes to the device. To LeRobot, and in what it saves, all is on the CPU, which every robot has.
+    """
     for name in (WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
         if not (directory / name).is_file():
             raise UsageError(f"{directory} is no LeRobot policy: it has no {name}")
     try:
         with quiet():
             config = PreTrainedConfig.from_pretrained(str(directory))
-            config.device = str(device)
+            config.device = "cpu"
             kind = get_policy_class(config.type)
             module = _built(kind, config)
             _fill(module, load_file(directory / WEIGHTS), directory)
-            overrides = {"device_processor": {"device": str(device)}}
+            overrides = {"device_processor": {"device": "cpu"}}
             pre, post = make_pre_post_processors(
                 config, pretrained_path=str(directory), preprocessor_overrides=overrides
             )

@@ -134,6 +134,11 @@ class LeRobotPolicy:
                 "the weights are broken"
             )
 
+    @property
+    def _device(self) -> torch.device:
+        found: torch.device = next(self.module.parameters()).device
+        return found
+
     def save(self, directory: str | Path) -> None:
         save(self, Path(directory))
 
@@ -168,7 +173,7 @@ class LeRobotPolicy:
         }
 
     def _processed(self, observation: Observation) -> dict[str, Any]:
-        """What LeRobot's pre-processor makes of it; first axis batch, of one."""
+        """What LeRobot's pre-processor makes of it, where the network is; first axis batch, of one."""
         spec = self.spec
         missing = [camera for camera in spec.cameras if camera not in observation.images]
         if missing:
@@ -190,7 +195,11 @@ class LeRobotPolicy:
         if found[TOKENS].shape[1] >= self._tokenizer_step.max_length:
             self._check_not_cut(observation.instruction, found[TOKENS])
         self._warn_of_unknown(observation.instruction, found)
-        return {name: value for name, value in found.items() if isinstance(value, Tensor) or name == "task"}
+        return {
+            name: value.to(self._device) if isinstance(value, Tensor) else value
+            for name, value in found.items()
+            if isinstance(value, Tensor) or name == "task"
+        }
 
     def _warn_of_unknown(self, instruction: str, found: Mapping[str, Any]) -> None:
         tokenizer = self._tokenizer_step.input_tokenizer
@@ -282,7 +291,7 @@ class LeRobotPolicy:
         """Standard normal, drawn on the CPU so that a seed means the same on every device."""
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         drawn = torch.randn(n, self.spec.horizon, self.spec.max_action_dim, generator=generator)
-        return drawn.to(next(self.module.parameters()).device)
+        return drawn.to(self._device)
 
     def normalise_actions(self, actions: Float[Tensor, "*axes action"]) -> Float[Tensor, "*axes action"]:
         for step in self.preprocessor.steps:
