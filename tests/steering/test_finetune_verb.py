@@ -64,7 +64,7 @@ def test_settings_reach_the_recipe_and_averages_come_out(
         (("--set", "lr"), "--set lr: write NAME=VALUE"),
         (("--lr", "nan"), "lr = nan; it must be above zero"),
         (("--set", "steps=1.5"), "recipe setting steps = 1.5: it must be a whole number"),
-        (("--device", "gpu"), "device 'gpu': write cpu, cuda or cuda:1"),
+        (("--device", "gpu"), "device gpu: known are cpu, cuda, cuda:1, mps"),
         (("--heads", "nobody"), "nobody does not exist"),
     ],
 )
