@@ -77,8 +77,7 @@ class Result:
     @property
     def condition(self) -> dict[str, Any]:
         """What was rolled out, whoever acted: results of one condition and the same seeds are paired."""
-        task = self.settings.get("rolled_out", self.task)
-        return {"task": task, **{what: self.settings.get(what) for what in CONDITION}}
+        return condition_of({"rolled_out": self.task, **self.settings})
 
     def against(self, baseline: Result) -> Result:
         """This result with its paired difference to `baseline`, which must have run the same episodes."""
@@ -147,13 +146,21 @@ class Entry:
     arm: str
 
 
+def condition_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation with these settings rolls out, whoever acts."""
+    return {"task": settings["rolled_out"], **{what: settings.get(what) for what in CONDITION}}
+
+
+def check_like(name: str, condition: Mapping[str, Any], baseline: Result) -> None:
+    """Refuse to pair what is rolled out under another condition than the baseline was."""
+    for what, a in condition.items():
+        if a != (b := baseline.condition[what]):
+            raise UsageError(f"{name} has {what} {a}, {baseline.name} has {b}: only like can be paired")
+
+
 def paired_difference(treated: Result, baseline: Result, *, seed: int = 0) -> Interval:
     """Bootstrap interval of the difference in success, over the episodes that both arms ran."""
-    for what, a in treated.condition.items():
-        if a != (b := baseline.condition[what]):
-            raise UsageError(
-                f"{treated.name} has {what} {a}, {baseline.name} has {b}: only like can be paired"
-            )
+    check_like(treated.name, treated.condition, baseline)
     ours, theirs = ({e.seed: e.success for e in r.episodes} for r in (treated, baseline))
     if ours.keys() != theirs.keys():
         raise UsageError(
