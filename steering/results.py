@@ -35,6 +35,8 @@ IN_DOMAIN = "in-domain"
 Factor = Literal["visual", "linguistic", "physical"]
 CONDITION = ("variation", "paraphrase", "other_object", "variant")
 """Settings that change an episode of a given task and seed."""
+TRAINING = ("recipe", "seed", "data")
+"""Settings that a result has from its policy's training."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Result:
         `task` is what the policy was adapted to, if the suite rolls out another one.
         """
         training = training or {}
-        asked = {what: training[what] for what in ("recipe", "seed", "data") if what in training}
+        asked = {what: training[what] for what in TRAINING if what in training}
         return cls(
             name=name,
             arm=arm,

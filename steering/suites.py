@@ -26,6 +26,7 @@ from interp.policies import load_policy
 from steering.episode import Condition, Episode
 from steering.results import (
     IN_DOMAIN,
+    TRAINING,
     Factor,
     Result,
     check_like,
@@ -157,7 +158,8 @@ def run_suites(
     """Yield (result, its file, episodes run now) of every suite as it is done; one set of workers serves all.
 
     With a `directory` results are kept there: episodes that an earlier call ran, of this policy under this very
-    condition, are not run again unless `again` asks for it; and with `against`, results are paired with those of that
+    condition, are not run again unless `again` asks for it (and of this policy under another one, only `again` replaces
+    them); and with `against`, results are paired with those of that
     name, which must be there. Whatever stops this (Ctrl-C, a worker that dies) leaves the episodes of the suite that it
     stopped there too.
     """
@@ -257,13 +259,28 @@ def _check_pair(name: str, condition: Mapping[str, Any], seeds: Sequence[int], b
 
 
 def _earlier(path: Path, subject: Subject, settings: Mapping[str, Any]) -> Result | None:
-    """The result of an earlier call if it is of the same policy under the same condition."""
+    """The result of an earlier call; another policy's counts as none, and of this one under other settings it is in
+    the way."""
     if not path.is_file():
         return None
     result = load_result(path)
-    asked = {what: value for what, value in settings.items() if what != "policy"}
-    if asked["execute"] is None:
-        asked.pop("execute")
+    if result.policy != subject.fingerprint:
+        return None
     ran = {"rolled_out": result.task, **result.settings}
-    same = result.policy == subject.fingerprint and all(ran.get(what) == asked[what] for what in asked)
-    return result if same else None
+    compared = (ran | settings).keys() - {"policy", *TRAINING}
+    if settings["execute"] is None:  # the policy's own, whatever it is
+        compared -= {"execute"}
+    apart = [
+        f"{_SPOKEN.get(what, what)} {ran.get(what)}, not {settings.get(what)}"
+        for what in sorted(compared)
+        if ran.get(what) != settings.get(what)
+    ]
+    if apart:
+        raise UsageError(
+            f"{path} holds episodes of this policy with {'; '.join(apart)}: "
+            "give these another name (--name), or run all --again in their place"
+        )
+    return result
+
+
+_SPOKEN = {"seed0": "seed", "rolled_out": "task"}

@@ -177,7 +177,7 @@ def test_another_condition_than_the_baselines_is_told_before_anything_is_run(tmp
         run("no-such-policy", tmp_path, [dataclasses.replace(EASY, task="crash")], n=1, against="base")
 
 
-def test_results_of_another_policy_or_condition_are_not_believed(
+def test_results_of_another_policy_are_not_believed_and_of_another_condition_not_replaced(
     tiny_policy_dir: Path, other_policy_dir: Path, policy: Policy, tmp_path: Path
 ) -> None:
     settings = {"seed0": 0, "execute": policy.spec.execute, "env": TOY, "rolled_out": "sum", **EASY.options}
@@ -191,9 +191,22 @@ def test_results_of_another_policy_or_condition_are_not_believed(
     assert load_result(path).episodes[0].steps == 5
     save_result(path, kept)
     harder = dataclasses.replace(EASY, options=HARD.options)
-    assert run(tiny_policy_dir, tmp_path, [harder], **once) == [("easy", [(0, False)], 1)]
+    known = {**once, "fingerprint": policy.fingerprint}
+    for suite, changes, apart in (
+        (harder, {}, r"variation {'offset': 1000.0}, not {'offset': -1000.0}"),
+        (EASY, {"seed0": 100}, r"seed 0, not 100"),
+        (EASY, {"execute": 1}, r"execute 2, not 1"),
+        (EASY, {"cameras": {"front": "top"}}, r"cameras None, not {'front': 'top'}"),
+        (dataclasses.replace(EASY, task="bug"), {"seed0": 1}, r"task sum, not bug; seed 0, not 1"),
+    ):
+        with pytest.raises(UsageError, match=rf"easy.json holds .* with {apart}: .*--name.* --again"):
+            run("no-such-policy", tmp_path, [suite], **{**known, **changes})
+    save_result(path, dataclasses.replace(kept, settings={**settings, "cameras": {"front": "top"}}))
+    with pytest.raises(UsageError, match=r"with cameras {'front': 'top'}, not None"):
+        run("no-such-policy", tmp_path, [EASY], **known)
+    assert run(tiny_policy_dir, tmp_path, [harder], again=True, **once) == [("easy", [(0, False)], 1)]
     with pytest.raises(UsageError, match="its directory has changed"):
-        run(other_policy_dir, tmp_path, [EASY], fingerprint=policy.fingerprint, **once)
+        run(other_policy_dir, tmp_path, [EASY], fingerprint=policy.fingerprint, again=True, **once)
 
 
 def test_a_missing_baseline_is_told_before_anything_is_run(tmp_path: Path) -> None:
