@@ -146,15 +146,25 @@ def _pinned(entries: Sequence[Entry], against: str) -> set[str]:
 def _baseline(group: Sequence[Entry], entries: Sequence[Entry], pinned: set[str]) -> list[Entry]:
     """Runs of the baseline under the group's very condition: of the same source if there are any, else of another.
 
-    The base policy's pretraining tasks, for one, are the same whatever it is compared for.
+    The base policy's pretraining tasks, for one, are the same whatever it is compared for. What was trained for another
+    task is no baseline.
     """
     wanted = group[0].result
     if group[0].arm in pinned:
         return []
-    there = [e for e in entries if e.arm in pinned and e.result.condition == wanted.condition]
+    there = [
+        e
+        for e in entries
+        if e.arm in pinned and e.result.condition == wanted.condition and _serves(e.result, wanted.task)
+    ]
     sources = {e.source for e in group}
     near = [e for e in there if e.source in sources] or there
     return list({e.result.policy: e for e in near}.values())
+
+
+def _serves(baseline: Result, task: str) -> bool:
+    """Whether this is what a policy adapted to `task` is compared with: adapted to the same, or to nothing."""
+    return baseline.task == task or not baseline.trainable_parameters
 
 
 # ---- numbers
