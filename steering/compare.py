@@ -115,7 +115,7 @@ def compare_entries(
     entries: Sequence[Entry], against: str | None = None, notes: Iterable[str] = ()
 ) -> Comparison:
     """Compare results whose arms are known; `against` as for `compare`."""
-    notes = list(notes)
+    notes = [*notes, *_mixed(entries)]
     pinned = _pinned(entries, against or "base")
     if not pinned and against is not None:
         raise unknown("baseline", against, sorted({e.arm for e in entries}))
@@ -165,6 +165,24 @@ def _baseline(group: Sequence[Entry], entries: Sequence[Entry], pinned: set[str]
 def _serves(baseline: Result, task: str) -> bool:
     """Whether this is what a policy adapted to `task` is compared with: adapted to the same, or to nothing."""
     return baseline.task == task or not baseline.trainable_parameters
+
+
+def _mixed(entries: Sequence[Entry]) -> list[str]:
+    """A note for every training whose results are of several policies: some are from before it was repeated."""
+    trainings: dict[tuple[str, str, Any], dict[str, list[str]]] = {}
+    for e in entries:
+        training = trainings.setdefault((e.arm, e.result.task, e.result.settings.get("seed")), {})
+        training.setdefault(e.result.policy, []).append(e.result.suite)
+    notes = []
+    for (arm, task, seed), policies in trainings.items():
+        if len(policies) > 1:
+            training = "" if seed is None else f" (training seed {seed})"
+            which = "; ".join(f"{policy}: {', '.join(suites)}" for policy, suites in policies.items())
+            notes.append(
+                f"{arm} on {task}{training}: its results are of {len(policies)} policies ({which}): "
+                "evaluate all suites of one"
+            )
+    return notes
 
 
 # ---- numbers

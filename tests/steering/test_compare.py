@@ -239,6 +239,20 @@ def test_what_was_trained_for_another_task_is_no_baseline(tmp_path: Path) -> Non
     assert same.difference.value == pytest.approx(ours.mean() - theirs.mean())
 
 
+def test_results_from_before_and_after_a_training_was_repeated_are_noted(results: Path, tmp_path: Path) -> None:
+    assert not compare([results]).notes
+    trained = {"settings": {"recipe": {"lr": 1}, "seed": 1}}
+    save(tmp_path, "base", "pick-cube")
+    save(tmp_path, "aligned", "pick-cube", policy="pi0-new", **trained)
+    save(tmp_path, "aligned", "pick-cube", "lighting", policy="pi0-old", **trained)
+    save(tmp_path / "bowl", "aligned", "cube-in-bowl", policy="pi0-bowl", **trained)
+    (note,) = compare([tmp_path]).notes
+    assert note == (
+        "aligned on pick-cube (training seed 1): its results are of 2 policies "
+        "(pi0-old: lighting; pi0-new: in-domain): evaluate all suites of one"
+    )
+
+
 def test_what_cannot_be_paired_or_read_is_noted_and_the_rest_compared(tmp_path: Path) -> None:
     save(tmp_path / "results", "base", "pick-cube", won=[True] * 10)
     ours = save(tmp_path / "results", "aligned", "pick-cube")
