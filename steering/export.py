@@ -167,6 +167,7 @@ def export_job(
 ) -> Exported:
     """Export what a finished training left in its directory `job`, verified on frames of `demos`.
 
+    Of `results` those of this very policy and of its base go into the card: a training that was repeated left others.
     An adapter needs the base: from where the training had it, or from `base` if it has moved.
     """
     job = Path(job)
@@ -177,7 +178,8 @@ def export_job(
     summary = read_json(job / SUMMARY)
     policy = load_policy(job / POLICY)
     frames = _frames(demos, policy)
-    card = {**summary, "results": list(results)}
+    policies = (summary["policy"], summary["base"]["fingerprint"])
+    card = {**summary, "results": [result for result in results if result.get("policy") in policies]}
     if form not in ADAPTERS:
         return export(policy, directory, frames, card, form=form, names=names, seed=seed, overwrite=overwrite)
     start = load_policy(base or summary["base"]["source"])

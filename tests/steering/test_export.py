@@ -117,11 +117,17 @@ def test_every_kind_of_training_exports_as_an_adapter(
     for name in ("trained", "trained-retain-0.5"):
         if (recipe.name, name) != ("aligned", "trained"):  # one fresh process is enough: they take seconds
             monkeypatch.setattr(export_module, "ask_fresh_process", answer_from_this_process)
-        done = export_job(job.with_name(name), tmp_path / "out" / name, demos, form="peft")
+        ours, theirs = (load_policy(path).fingerprint for path in (job.with_name(name) / "policy", tiny_policy_dir))
+        measured = {"task": "pick-cube", "arm": "a", "n": 10, "success_rate": 0.5, "wilson": [0.2, 0.8]}
+        results = [{**measured, "policy": policy} for policy in (ours, "pi0-before-it-was-repeated", theirs)]
+        done = export_job(
+            job.with_name(name), tmp_path / "out" / name, demos, form="peft", results=results
+        )
         assert done.difference <= 1e-6
         assert done.frames == 8
         card = json.loads((tmp_path / "out" / name / "card.json").read_text())
-        assert card["policy"] == load_policy(job.with_name(name) / "policy").fingerprint == done.fingerprint
+        assert card["policy"] == ours == done.fingerprint
+        assert [result["policy"] for result in card["results"]] == [ours, theirs]
         assert card["base"] == {"source": tiny_policy_dir.name, "fingerprint": card["base"]["fingerprint"]}
         for file in (tmp_path / "out" / name).iterdir():
             assert str(tmp_path).encode() not in file.read_bytes(), (
