@@ -28,7 +28,7 @@ from interp.errors import UsageError, unknown
 from interp.heads import Head
 from interp.policies import Observation, Policy, load_policy, policy_directory
 from interp.runs import read_json, write_atomic, write_json
-from steering import adapter, pi0_adapter
+from steering import pi0_adapter
 from steering.adapter import Adapter, LowRank, kept_factors
 from steering.card import CARD, README, base_name, make_card, readme
 from steering.finetune import CHECKPOINT, POLICY, SUMMARY
@@ -316,9 +316,8 @@ def _check_target(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UsageError(f"{target} exists: choose a new directory, or allow overwriting")
-    ours = any((target / name).is_file() for name in ("config.json", adapter.CONFIG))
-    if not ours and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} exists and is not a policy: it will not be overwritten")
+    if not (target / CARD).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists and is no export of ours (no {CARD}): it will not be overwritten")
 
 
 def _check_form(policy: Policy, form: Form) -> None:

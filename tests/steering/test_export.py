@@ -201,10 +201,13 @@ def test_the_old_export_survives_a_failing_new_one(
 
 
 def test_bad_input_is_named(policy: Policy, observations: list[Observation], tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
-    with pytest.raises(UsageError, match="is not a policy: it will not be overwritten"):
-        export(policy, tmp_path / "thesis", observations, {}, overwrite=True)
+    for precious in ("thesis/chapter1.tex", "somebodys-policy/config.json"):
+        file = tmp_path / precious
+        file.parent.mkdir()
+        file.write_text("{}")
+        with pytest.raises(UsageError, match=r"is no export of ours \(no card.json\): it will not be overwritten"):
+            export(policy, file.parent, observations, {}, overwrite=True)
+        assert file.exists()
     with pytest.raises(UsageError, match="at least one observation"):
         export(policy, tmp_path / "tuned", [], {})
     attach(policy, HEADS.heads)
