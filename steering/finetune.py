@@ -254,7 +254,7 @@ def flow_loss(policy: Policy, examples: Examples, draw: Draw, of: int | None = N
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine from lr to lr_final * lr."""
+    """Linear warm-up times a cosine that falls from lr at step 0 to lr_final * lr at the end of the training."""
     warm = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
     cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
     return recipe.lr * warm * (recipe.lr_final + (1 - recipe.lr_final) * cosine)

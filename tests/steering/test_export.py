@@ -112,7 +112,7 @@ def test_every_kind_of_training_exports_as_an_adapter(
     job = tmp_path / "jobs" / "trained"
     base = load_policy(tiny_policy_dir)
     heads = None if recipe.name == "lora" else HEADS
-    finetune(base, demos, replace(recipe, steps=3, batch=2, draws=1), job, heads=heads, progress=False)
+    finetune(base, demos, replace(recipe, steps=3, warmup=0, batch=2, draws=1), job, heads=heads, progress=False)
     retain(job, [0.5])
     for name in ("trained", "trained-retain-0.5"):
         if (recipe.name, name) != ("aligned", "trained"):  # one fresh process is enough: they take seconds
