@@ -30,7 +30,7 @@ class _Job:
     seed: int
     noise: float
     image_size: int
-    variation: Variation
+    variation: Variation | Mapping[str, Any] | None
 
 
 _env: Tabletop | None = None
@@ -80,7 +80,7 @@ def record(
             name: episodes - len(takes) for name, takes in kept.items() if len(takes) < episodes
         }:
             jobs = [
-                _Job(name, seed + tried[name] + i, noise, image_size, look)
+                _Job(name, seed + tried[name] + i, noise, image_size, variation)
                 for name, wanted in missing.items()
                 for i in range(wanted)
             ]

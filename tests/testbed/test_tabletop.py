@@ -139,6 +139,23 @@ def test_variations_leave_alone_what_they_do_not_speak_of(env):
     assert not np.array_equal(varied.joints, plain.joints)
 
 
+def test_a_knob_that_is_named_wins_over_the_tasks_own_look_also_with_its_standard_value(env):
+    def reset(**knobs):
+        env.reset(seed=3, options={"task": "pick-cube", "variation": knobs})
+        return env.layout.variation
+
+    own = TASKS["pick-cube"].look
+    assert reset() == own
+    assert own.light == 0.95
+    assert reset(light=1.0) == dataclasses.replace(own, light=1.0)
+    asked, own_light = (shown["images"]["front"].mean() for shown in (env.observe(), env.twin({})))
+    assert asked > own_light
+    assert reset(table=None) == own, "None keeps the task's own"
+    assert reset(distractors=1) == dataclasses.replace(own, distractors=1)
+    env.reset(seed=3, options={"variation": Variation(form="taller")})  # says all knobs: the standard ones are no wish
+    assert env.layout.variation == dataclasses.replace(own, form="taller")
+
+
 def test_pose_knobs_move_the_region(env):
     spots = {}
     for name, variation in {
