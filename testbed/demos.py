@@ -65,6 +65,8 @@ def record(
         get_task(name)
     if episodes < 1:
         raise TestbedError(f"episodes {episodes}: record at least 1")
+    if seed < 0:
+        raise TestbedError(f"seed {seed}: seeds start at 0")
     directory = Path(directory)
     if directory.exists():
         raise TestbedError(f"{directory}: already exists; remove it or name another directory")

@@ -80,6 +80,8 @@ def test_an_existing_directory_is_never_written_over(dataset):
 def test_bad_requests(tmp_path):
     with pytest.raises(TestbedError, match="at least 1"):
         record("pick", 0, tmp_path / "x")
+    with pytest.raises(TestbedError, match="seed -1: seeds start at 0"):
+        record("pick", 1, tmp_path / "x", seed=-1)
     with pytest.raises(TestbedError, match="task 'pik'"):
         record("pik", 1, tmp_path / "x")
     assert not (tmp_path / "x").exists()
