@@ -92,6 +92,8 @@ def finetune(
     recipe = recipe if steps is None else replace(recipe, steps=steps)
     if seed < 0:
         raise UsageError(f"seed {seed}: seeds start at 0")
+    if checkpoint_every < 1:
+        raise UsageError(f"a checkpoint every {checkpoint_every} steps: it takes at least 1")
     if not len(demos):
         raise UsageError(f"demonstrations {demos.path} have no frames to train on")
     demos = demos.for_policy(policy.spec)

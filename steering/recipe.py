@@ -8,6 +8,7 @@ Robotic Steering (arXiv 2511.22697) used on pi0: `Recipe.named("paper", **PUBLIS
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -98,6 +99,10 @@ class Recipe:
             )
         if self.name not in NAMES:
             raise unknown("recipe", self.name, NAMES)
+        for what, value in asdict(self).items():
+            numbers = value if isinstance(value, tuple | list) else (value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise UsageError(f"recipe {self.name}: {what} = {value}; it must be a finite number")
         for what in ("rank", "lora_rank", "steps", "batch", "draws", "lr", "clip"):
             if not getattr(self, what) > 0:
                 raise UsageError(f"recipe {self.name}: {what} = {getattr(self, what)}; it must be above zero")
@@ -125,11 +130,13 @@ class Recipe:
         return bool(self.augment_shift or self.augment_colour)
 
     @classmethod
-    def named(cls, name: str, **changes: Any) -> Recipe:
+    def named(cls, name: str, /, **changes: Any) -> Recipe:
         """The recipe with the defaults of its name: `Recipe.named("lora", steps=500)`.
 
         A warm-up that nobody asks for is shortened to end before the training does.
         """
+        if "name" in changes:
+            raise UsageError(f"a recipe's name is no setting of it: ask for --recipe {changes['name']} instead")
         wrong = changes.keys() - {field.name for field in fields(cls)}
         if wrong:
             raise unknown("recipe setting", sorted(wrong)[0], [field.name for field in fields(cls)])

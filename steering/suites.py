@@ -163,6 +163,8 @@ def run_suites(
     name, which must be there. Whatever stops this (Ctrl-C, a worker that dies) leaves the episodes of the suite that it
     stopped there too.
     """
+    if against and directory is None:
+        raise UsageError(f"--against {against}: name the --run that holds these results")
     chosen = list(suites)
     conditions = [suite.condition(task) for suite in chosen]
     paths = [result_path(directory, subject.name, s.name) if directory else None for s in chosen]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import toy_env  # noqa: F401 (registers Toy-v0)
 
+import robosteer
 from interp.errors import UsageError
 from interp.policies import Policy
 from steering.episode import Episode
@@ -214,6 +215,11 @@ def test_a_missing_baseline_is_told_before_anything_is_run(tmp_path: Path) -> No
         UsageError, match=r"base--easy.json does not exist: evaluate base on suite easy first"
     ):
         run("no-such-policy", tmp_path, [EASY], against="base")
+
+
+def test_a_baseline_without_a_run_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert robosteer.main(["evaluate", "--task", "pick", "--n", "1", "--against", "base"]) == 2
+    assert capsys.readouterr().err == "robosteer evaluate: --against base: name the --run that holds these results\n"
 
 
 def test_a_suite_of_ones_own_is_of_no_factor() -> None:
