@@ -78,7 +78,6 @@ def evaluate(
     env_options: Mapping[str, Any] | None = None,
     cameras: Mapping[str, str] | None = None,
     progress: bool = True,
-    directory: Path | None = None,
 ) -> Evaluation:
     """Roll out a policy (directory or name, as for `load_policy`) on n seeded episodes of a task.
 
@@ -99,7 +98,6 @@ def evaluate(
         env_options=env_options,
         cameras=cameras,
         progress=progress,
-        directory=directory,
     )
     with closing(done):
         return next(done)
@@ -120,7 +118,6 @@ def evaluate_all(
     env_options: Mapping[str, Any] | None = None,
     cameras: Mapping[str, str] | None = None,
     progress: bool = True,
-    directory: Path | None = None,
 ) -> Generator[Evaluation]:
     """Yield one evaluation a condition, in their order, each as soon as it is complete.
 
@@ -162,7 +159,7 @@ def evaluate_all(
             )
 
         label = conditions[0].task if len(conditions) == 1 else f"{len(conditions)} conditions"
-        with Progress(len(orders), label, show=progress, directory=directory) as bar:
+        with Progress(len(orders), label, show=progress) as bar:
             results = pool.run(orders)
             try:
                 for i in range(len(conditions)):
