@@ -176,10 +176,10 @@ def _mixed(entries: Sequence[Entry]) -> list[str]:
     notes = []
     for (arm, task, seed), policies in trainings.items():
         if len(policies) > 1:
-            training = "" if seed is None else f" (training seed {seed})"
+            of = "" if seed is None else f" (training seed {seed})"
             which = "; ".join(f"{policy}: {', '.join(suites)}" for policy, suites in policies.items())
             notes.append(
-                f"{arm} on {task}{training}: its results are of {len(policies)} policies ({which}): "
+                f"{arm} on {task}{of}: its results are of {len(policies)} policies ({which}): "
                 "evaluate all suites of one"
             )
     return notes

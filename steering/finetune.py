@@ -335,7 +335,9 @@ def _request(
 
 
 def _taken(directory: Path) -> UsageError:
-    return UsageError(f"{directory}: another process trains there: wait for it or stop it, or use another --name")
+    return UsageError(
+        f"{directory}: another process trains there: wait for it or stop it, or use another --name"
+    )
 
 
 def _claim(directory: Path, request: Mapping[str, Any], ranks: Ranks) -> None:

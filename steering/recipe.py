@@ -136,7 +136,9 @@ class Recipe:
         A warm-up that nobody asks for is shortened to end before the training does.
         """
         if "name" in changes:
-            raise UsageError(f"a recipe's name is no setting of it: ask for --recipe {changes['name']} instead")
+            raise UsageError(
+                f"a recipe's name is no setting of it: ask for --recipe {changes['name']} instead"
+            )
         wrong = changes.keys() - {field.name for field in fields(cls)}
         if wrong:
             raise unknown("recipe setting", sorted(wrong)[0], [field.name for field in fields(cls)])

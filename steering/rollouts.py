@@ -121,8 +121,8 @@ def evaluate_all(
 ) -> Generator[Evaluation]:
     """Yield one evaluation a condition, in their order, each as soon as it is complete.
 
-    `kept` holds the episodes of every condition that were run before, by seed: they are not run again; `fingerprint` is
-    the policy's that ran them, and another one is refused. An evaluation's `seconds` count from the one before; those of
+    `kept` holds the episodes of every condition that were run before, by seed: they are not run again. `fingerprint` is
+    of the policy that ran them; another one is refused. An evaluation's `seconds` count from the one before; those of
     the first include the start of the workers. Whatever ends this early (Ctrl-C, a worker that dies), `unfinished` is
     given what conditions (by their place) have so far that are not complete.
     """

@@ -269,7 +269,7 @@ def _earlier(path: Path, subject: Subject, settings: Mapping[str, Any]) -> Resul
     if result.policy != subject.fingerprint:
         return None
     ran = {"rolled_out": result.task, **result.settings}
-    compared = (ran | settings).keys() - {"policy", *TRAINING}
+    compared = (ran.keys() | settings.keys()) - {"policy", *TRAINING}
     if settings["execute"] is None:  # the policy's own, whatever it is
         compared -= {"execute"}
     apart = [

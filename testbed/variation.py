@@ -70,10 +70,10 @@ class Variation:
 
     def __post_init__(self) -> None:
         for name, size in _NUMBERS.items():
-            if not _holds_numbers(value := getattr(self, name), size) and (value is not None or name not in _OPEN):
-                raise TestbedError(
-                    f"{name} {value!r}: must be {f'{size} finite numbers' if size else 'a finite number'}"
-                )
+            value = getattr(self, name)
+            if not (value is None and name in _OPEN) and not _holds_numbers(value, size):
+                rule = f"{size} finite numbers" if size else "a finite number"
+                raise TestbedError(f"{name} {value!r}: must be {rule}")
         if self.form not in FORMS:
             raise TestbedError(f"form {self.form!r}: use one of {', '.join(FORMS)}")
         if not 0 < self.light <= 3:
@@ -117,7 +117,8 @@ _OPEN = ("table", "camera_fovy")
 """Knobs that may be None."""
 
 
-def _holds_numbers(value: object, size: int) -> bool:
+def _holds_numbers(value: Any, size: int) -> bool:
     if size:
-        return isinstance(value, tuple | list) and len(value) == size and all(_holds_numbers(x, 0) for x in value)
+        several = isinstance(value, tuple | list) and len(value) == size
+        return several and all(_holds_numbers(x, 0) for x in value)
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

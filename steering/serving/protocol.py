@@ -46,7 +46,9 @@ def unpack(frame: bytes) -> dict[str, Any]:
         nonlocal left
         left -= 1 + len(found)
         if left < 0:
-            raise FrameError(f"frame with more than {ENTRIES} entries in maps and lists: send numbers as numpy arrays")
+            raise FrameError(
+                f"frame with more than {ENTRIES} entries in maps and lists: send numbers as numpy arrays"
+            )
         return found
 
     try:

@@ -239,7 +239,7 @@ def test_what_was_trained_for_another_task_is_no_baseline(tmp_path: Path) -> Non
     assert same.difference.value == pytest.approx(ours.mean() - theirs.mean())
 
 
-def test_results_from_before_and_after_a_training_was_repeated_are_noted(results: Path, tmp_path: Path) -> None:
+def test_results_of_a_training_and_its_repetition_are_noted(results: Path, tmp_path: Path) -> None:
     assert not compare([results]).notes
     trained = {"settings": {"recipe": {"lr": 1}, "seed": 1}}
     save(tmp_path, "base", "pick-cube")

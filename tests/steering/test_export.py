@@ -112,17 +112,19 @@ def test_every_kind_of_training_exports_as_an_adapter(
     job = tmp_path / "jobs" / "trained"
     base = load_policy(tiny_policy_dir)
     heads = None if recipe.name == "lora" else HEADS
-    finetune(base, demos, replace(recipe, steps=3, warmup=0, batch=2, draws=1), job, heads=heads, progress=False)
+    finetune(
+        base, demos, replace(recipe, steps=3, warmup=0, batch=2, draws=1), job, heads=heads, progress=False
+    )
     retain(job, [0.5])
     for name in ("trained", "trained-retain-0.5"):
         if (recipe.name, name) != ("aligned", "trained"):  # one fresh process is enough: they take seconds
             monkeypatch.setattr(export_module, "ask_fresh_process", answer_from_this_process)
-        ours, theirs = (load_policy(path).fingerprint for path in (job.with_name(name) / "policy", tiny_policy_dir))
+        ours, theirs = (
+            load_policy(path).fingerprint for path in (job.with_name(name) / "policy", tiny_policy_dir)
+        )
         measured = {"task": "pick-cube", "arm": "a", "n": 10, "success_rate": 0.5, "wilson": [0.2, 0.8]}
         results = [{**measured, "policy": policy} for policy in (ours, "pi0-before-it-was-repeated", theirs)]
-        done = export_job(
-            job.with_name(name), tmp_path / "out" / name, demos, form="peft", results=results
-        )
+        done = export_job(job.with_name(name), tmp_path / "out" / name, demos, form="peft", results=results)
         assert done.difference <= 1e-6
         assert done.frames == 8
         card = json.loads((tmp_path / "out" / name / "card.json").read_text())
@@ -205,7 +207,9 @@ def test_bad_input_is_named(policy: Policy, observations: list[Observation], tmp
         file = tmp_path / precious
         file.parent.mkdir()
         file.write_text("{}")
-        with pytest.raises(UsageError, match=r"is no export of ours \(no card.json\): it will not be overwritten"):
+        with pytest.raises(
+            UsageError, match=r"is no export of ours \(no card.json\): it will not be overwritten"
+        ):
             export(policy, file.parent, observations, {}, overwrite=True)
         assert file.exists()
     with pytest.raises(UsageError, match="at least one observation"):

@@ -88,7 +88,9 @@ def test_the_peak_memory_of_a_resumed_training_is_that_of_all_its_parts(
     loss, calls = policy.loss, iter(range(100))
     with monkeypatch.context() as patch:
         patch.setattr(PeakMemory, "so_far", lambda self: marks["first"].pop(0))
-        patch.setattr(policy, "loss", lambda *given: loss(*given) * (float("nan") if next(calls) == 4 else 1.0))
+        patch.setattr(
+            policy, "loss", lambda *given: loss(*given) * (float("nan") if next(calls) == 4 else 1.0)
+        )
         with pytest.raises(TrainingError):
             run(policy, demos, tmp_path)
     monkeypatch.setattr(PeakMemory, "so_far", lambda self: marks["second"].pop(0))

@@ -147,9 +147,10 @@ def test_the_warm_up_ends_before_the_training_does() -> None:
     for steps, warmup in ((1, 0), (3, 2), (20, 19), (21, 20), (30, 20), (250, 20)):
         assert Recipe.named("aligned", steps=steps).warmup == warmup
     assert Recipe.named("aligned", steps=30, warmup=5).warmup == 5
-    for recipe in (lambda: Recipe.named("paper", **{**PUBLISHED, "steps": 200}), lambda: replace(SMALL, steps=2)):
-        with pytest.raises(UsageError, match=r"warmup = (200 of steps = 200|2 of steps = 2); it must be shorter"):
-            recipe()
+    with pytest.raises(UsageError, match="warmup = 200 of steps = 200; it must be shorter"):
+        Recipe.named("paper", **{**PUBLISHED, "steps": 200})
+    with pytest.raises(UsageError, match="warmup = 2 of steps = 2; it must be shorter"):
+        replace(SMALL, steps=2)
 
 
 def test_generic_heads_are_those_that_other_tasks_rank_first(policy: Policy, scores: HeadScores) -> None:

@@ -219,7 +219,8 @@ def test_a_missing_baseline_is_told_before_anything_is_run(tmp_path: Path) -> No
 
 def test_a_baseline_without_a_run_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert robosteer.main(["evaluate", "--task", "pick", "--n", "1", "--against", "base"]) == 2
-    assert capsys.readouterr().err == "robosteer evaluate: --against base: name the --run that holds these results\n"
+    said = capsys.readouterr().err
+    assert said == "robosteer evaluate: --against base: name the --run that holds these results\n"
 
 
 def test_a_suite_of_ones_own_is_of_no_factor() -> None:

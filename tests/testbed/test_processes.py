@@ -62,8 +62,8 @@ def test_where_there_are_no_locks_work_goes_on(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(fcntl, "flock", flock)
     error = errno.ENOSYS  # Lustre without its option
-    with claimed(tmp_path / "lock", ValueError("lock is taken")):
+    with claimed(tmp_path / "lock", ValueError()):
         pass
     error = errno.EIO
-    with pytest.raises(OSError, match="Input/output"), claimed(tmp_path / "lock", ValueError("lock is taken")):
+    with pytest.raises(OSError, match="Input/output"), claimed(tmp_path / "lock", ValueError()):
         pass

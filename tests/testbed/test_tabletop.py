@@ -152,7 +152,8 @@ def test_a_knob_that_is_named_wins_over_the_tasks_own_look_also_with_its_standar
     assert asked > own_light
     assert reset(table=None) == own, "None keeps the task's own"
     assert reset(distractors=1) == dataclasses.replace(own, distractors=1)
-    env.reset(seed=3, options={"variation": Variation(form="taller")})  # says all knobs: the standard ones are no wish
+    # an object says all knobs: that some are standard is no wish
+    env.reset(seed=3, options={"variation": Variation(form="taller")})
     assert env.layout.variation == dataclasses.replace(own, form="taller")
 
 
