@@ -6,6 +6,7 @@ Bad input is one line on stderr and status 2.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import shlex
@@ -58,6 +59,12 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # not of a file: a bug
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"robosteer {arguments.verb}: {where}{error.strerror}", file=sys.stderr)
+        return 2
     return status or 0
 
 

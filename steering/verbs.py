@@ -70,9 +70,10 @@ def finetune(a: Namespace) -> None:
     from steering.finetune import finetune as train
     from steering.ranks import is_first, local_device
     from steering.recipes import PUBLISHED, Recipe
-    from steering.retain import retain
+    from steering.retain import check_coefficients, retain
 
     run = open_run(a.run)
+    check_coefficients(a.retain)
     settings = {k: getattr(a, k) for k in ("steps", "lr", "form") if getattr(a, k) is not None}
     published = PUBLISHED if a.published else {}
     recipe = Recipe.named(a.recipe, **{**published, **_pairs("--set", a.set), **settings})
@@ -164,7 +165,7 @@ def evaluate(a: Namespace) -> None:
         a.seed,
         directory=run.path / "results" if run else None,
         execute=run.spec.execute if run and a.execute is None else a.execute,
-        against=a.against if run else None,
+        against=a.against,
         again=a.again,
         workers=a.workers,
         env=where.env,
