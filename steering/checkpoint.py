@@ -32,8 +32,8 @@ Average = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How far a training has come. `loss` is the last step's; `seconds` and `peak_memory_mb` are of all that was trained
-    so far, however often it was resumed."""
+    """How far a training has come. `loss` is the last step's; `seconds` and `peak_memory_mb` are of all that was
+    trained so far, however often it was resumed."""
 
     step: int
     seconds: float
