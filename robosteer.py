@@ -77,8 +77,8 @@ def app(a: argparse.Namespace) -> None:
 
 def _app_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--runs", default="runs", help="directory of runs, or one run")
-    p.add_argument("--host", default="127.0.0.1")
-    p.add_argument("--port", type=int, default=8050)
+    p.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; there is no password")
+    p.add_argument("--port", type=int, default=8050, help="of the dashboard")
     p.add_argument("--allow-launch", action="store_true", help="let its pages start and stop finetunings")
 
 
@@ -123,23 +123,11 @@ def demo(a: argparse.Namespace) -> None:
     _say("rank", "--run", run)
     _say("factors", "--run", run, "--pairs", 10, "--task", a.task, *here)
     _say("select", "--run", run, "--top", a.heads, "--name", "chosen")
-    _say("evaluate", "--run", run, "--task", a.task, "--n", a.n, "--name", "base", *here)
+    rolled = ("--task", a.task, "--n", a.n, *here)
+    _say("evaluate", "--run", run, *rolled, "--name", "base")
     _say("finetune", "--run", run, "--heads", "chosen", *here)
     aligned = run / "jobs/aligned/policy"
-    _say(
-        "evaluate",
-        "--run",
-        run,
-        "--policy",
-        aligned,
-        "--task",
-        a.task,
-        "--n",
-        a.n,
-        "--against",
-        "base",
-        *here,
-    )
+    _say("evaluate", "--run", run, "--policy", aligned, *rolled, "--against", "base")
     _say("export", "--run", run, "--name", "aligned", "--overwrite", *here)
     print(f"\nthe loop took {time.time() - began:.0f} s")
     if not a.no_app:
@@ -153,7 +141,7 @@ def _demo_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--heads", type=int, default=12, help="how many heads to finetune")
     p.add_argument("--n", type=int, default=100, help="rollouts before and after")
     interp.verbs.takes_device(p)
-    p.add_argument("--port", type=int, default=8050)
+    p.add_argument("--port", type=int, default=8050, help="of the dashboard")
     p.add_argument("--no-app", action="store_true", help="end instead of opening the dashboard")
 
 

@@ -180,7 +180,9 @@ def import_(a: Namespace) -> None:
 def _import_takes(p: ArgumentParser) -> None:
     p.add_argument("source", help="an .hdf5 file, or a directory of them (droid: of episodes)")
     p.add_argument("demos", help="directory to write (LeRobotDataset v3)")
-    p.add_argument("--format", required=True, choices=("libero", "robomimic", "droid"))
+    p.add_argument(
+        "--format", required=True, choices=("libero", "robomimic", "droid"), help="of what is imported"
+    )
     p.add_argument(
         "--keyframes", action="store_true",
         help="keep only the key frames of the published procedure: to rank heads on, not to finetune on",
@@ -230,7 +232,7 @@ def export(a: Namespace) -> None:
 def _export_takes(p: ArgumentParser) -> None:
     p.add_argument("demos", help="LeRobotDataset v3 directory")
     p.add_argument("out", help="directory to write, or .hdf5 file")
-    p.add_argument("--format", choices=("lerobot", "robomimic"), default="lerobot")
+    p.add_argument("--format", choices=("lerobot", "robomimic"), default="lerobot", help="of what is written")
     p.add_argument("--episodes", nargs="+", metavar="N", help="episodes to take: 3 5-9")
     p.add_argument(
         "--cameras", nargs="+", metavar="NAME[=NEW]", help="cameras to take, and what to call them"
