@@ -260,7 +260,7 @@ def _evaluate_takes(p: ArgumentParser) -> None:
         default=["in-domain"],
         metavar="SUITE",
         help="in-domain, lighting, form, distractors, camera, paraphrase, other-object, pose-shift, robot-start, "
-        "gripper-offset, unseen:TASK, forgetting:TASK, or all of visual, linguistic, physical, unseen, forgetting, all; "
+        "gripper-offset, unseen:TASK, forgetting:TASK, or visual, linguistic, physical, unseen, forgetting, all; "
         "in LIBERO object, language, task, position, or all of visual, linguistic, physical, all",
     )
     p.add_argument("--n", type=int, default=100, help="episodes a suite")
