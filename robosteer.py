@@ -6,6 +6,7 @@ Bad input is one line on stderr and status 2.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import shlex
@@ -59,6 +60,12 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # not of a file: a bug
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"robosteer {arguments.verb}: {where}{error.strerror}", file=sys.stderr)
+        return 2
     return status or 0
 
 
@@ -71,8 +78,8 @@ def app(a: argparse.Namespace) -> None:
 
 def _app_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--runs", default="runs", help="directory of runs, or one run")
-    p.add_argument("--host", default="127.0.0.1")
-    p.add_argument("--port", type=int, default=8050)
+    p.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; there is no password")
+    p.add_argument("--port", type=int, default=8050, help="of the dashboard")
     p.add_argument("--allow-launch", action="store_true", help="let its pages start and stop finetunings")
 
 
@@ -117,23 +124,11 @@ def demo(a: argparse.Namespace) -> None:
     _say("rank", "--run", run)
     _say("factors", "--run", run, "--pairs", 10, "--task", a.task, *here)
     _say("select", "--run", run, "--top", a.heads, "--name", "chosen")
-    _say("evaluate", "--run", run, "--task", a.task, "--n", a.n, "--name", "base", *here)
+    rolled = ("--task", a.task, "--n", a.n, *here)
+    _say("evaluate", "--run", run, *rolled, "--name", "base")
     _say("finetune", "--run", run, "--heads", "chosen", *here)
     aligned = run / "jobs/aligned/policy"
-    _say(
-        "evaluate",
-        "--run",
-        run,
-        "--policy",
-        aligned,
-        "--task",
-        a.task,
-        "--n",
-        a.n,
-        "--against",
-        "base",
-        *here,
-    )
+    _say("evaluate", "--run", run, "--policy", aligned, *rolled, "--against", "base")
     _say("export", "--run", run, "--name", "aligned", "--overwrite", *here)
     print(f"\nthe loop took {time.time() - began:.0f} s")
     if not a.no_app:
@@ -147,7 +142,7 @@ def _demo_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--heads", type=int, default=12, help="how many heads to finetune")
     p.add_argument("--n", type=int, default=100, help="rollouts before and after")
     interp.verbs.takes_device(p)
-    p.add_argument("--port", type=int, default=8050)
+    p.add_argument("--port", type=int, default=8050, help="of the dashboard")
     p.add_argument("--no-app", action="store_true", help="end instead of opening the dashboard")
 
 

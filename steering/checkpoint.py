@@ -3,7 +3,7 @@
     parameter/<name>      trained parameters (only those: the rest is the base policy)
     exp_avg/<name>, ...   the optimiser's state, one tensor a key of AdamW
     average/<name>        their average over the steps, if the recipe keeps one
-    metadata "robosteer"  JSON: step, seconds, and what the training was asked to do
+    metadata "robosteer"  JSON: the fields of `Checkpoint`
 
 One file, so that weights, moments and step can never be of different steps; written under another name and
 renamed, so that a kill or a full disk leaves the previous checkpoint whole. No pickle. There is no random
@@ -32,11 +32,13 @@ Average = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How far a training has come. `loss` is the last step's, `seconds` all training so far."""
+    """How far a training has come. `loss` is the last step's; `seconds` and `peak_memory_mb` are of all that was
+    trained so far, however often it was resumed."""
 
     step: int
     seconds: float
     loss: float
+    peak_memory_mb: float = 0.0
 
 
 def save_checkpoint(

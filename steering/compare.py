@@ -115,7 +115,7 @@ def compare_entries(
     entries: Sequence[Entry], against: str | None = None, notes: Iterable[str] = ()
 ) -> Comparison:
     """Compare results whose arms are known; `against` as for `compare`."""
-    notes = list(notes)
+    notes = [*notes, *_mixed(entries)]
     pinned = _pinned(entries, against or "base")
     if not pinned and against is not None:
         raise unknown("baseline", against, sorted({e.arm for e in entries}))
@@ -146,15 +146,43 @@ def _pinned(entries: Sequence[Entry], against: str) -> set[str]:
 def _baseline(group: Sequence[Entry], entries: Sequence[Entry], pinned: set[str]) -> list[Entry]:
     """Runs of the baseline under the group's very condition: of the same source if there are any, else of another.
 
-    The base policy's pretraining tasks, for one, are the same whatever it is compared for.
+    The base policy's pretraining tasks, for one, are the same whatever it is compared for. What was trained for another
+    task is no baseline.
     """
     wanted = group[0].result
     if group[0].arm in pinned:
         return []
-    there = [e for e in entries if e.arm in pinned and e.result.condition == wanted.condition]
+    there = [
+        e
+        for e in entries
+        if e.arm in pinned and e.result.condition == wanted.condition and _serves(e.result, wanted.task)
+    ]
     sources = {e.source for e in group}
     near = [e for e in there if e.source in sources] or there
     return list({e.result.policy: e for e in near}.values())
+
+
+def _serves(baseline: Result, task: str) -> bool:
+    """Whether this is what a policy adapted to `task` is compared with: adapted to the same, or to nothing."""
+    return baseline.task == task or not baseline.trainable_parameters
+
+
+def _mixed(entries: Sequence[Entry]) -> list[str]:
+    """A note for every training whose results are of several policies: some are from before it was repeated."""
+    trainings: dict[tuple[str, str, Any], dict[str, list[str]]] = {}
+    for e in entries:
+        training = trainings.setdefault((e.arm, e.result.task, e.result.settings.get("seed")), {})
+        training.setdefault(e.result.policy, []).append(e.result.suite)
+    notes = []
+    for (arm, task, seed), policies in trainings.items():
+        if len(policies) > 1:
+            of = "" if seed is None else f" (training seed {seed})"
+            which = "; ".join(f"{policy}: {', '.join(suites)}" for policy, suites in policies.items())
+            notes.append(
+                f"{arm} on {task}{of}: its results are of {len(policies)} policies ({which}): "
+                "evaluate all suites of one"
+            )
+    return notes
 
 
 # ---- numbers

@@ -29,7 +29,7 @@ from interp.errors import UsageError, unknown
 from interp.heads import Head
 from interp.policies import Observation, Policy, load_policy, policy_directory
 from interp.runs import read_json, write_atomic, write_json
-from steering import adapter, pi0_adapter
+from steering import pi0_adapter
 from steering.adapter import Adapter, LowRank, kept_factors
 from steering.card import CARD, README, base_name, make_card, readme
 from steering.finetune import CHECKPOINT, POLICY, SUMMARY
@@ -169,6 +169,7 @@ def export_job(
 ) -> Exported:
     """Export what a finished training left in its directory `job`, verified on frames of `demos`.
 
+    Of `results` those of this very policy and of its base go into the card: a training that was repeated left others.
     An adapter needs the base: from where the training had it, or from `base` if it has moved. `device` is where the
     policies compute, here and in the fresh process.
     """
@@ -180,7 +181,8 @@ def export_job(
     summary = read_json(job / SUMMARY)
     policy = load_policy(job / POLICY, device)
     frames = _frames(demos, policy)
-    card = {**summary, "results": list(results)}
+    policies = (summary["policy"], summary["base"]["fingerprint"])
+    card = {**summary, "results": [result for result in results if result.get("policy") in policies]}
     if form not in ADAPTERS:
         return export(policy, directory, frames, card, form=form, names=names, seed=seed, overwrite=overwrite)
     start = load_policy(base or summary["base"]["source"], device)
@@ -318,9 +320,8 @@ def _check_target(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UsageError(f"{target} exists: choose a new directory, or allow overwriting")
-    ours = any((target / name).is_file() for name in ("config.json", adapter.CONFIG))
-    if not ours and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} exists and is not a policy: it will not be overwritten")
+    if not (target / CARD).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists and is no export of ours (no {CARD}): it will not be overwritten")
 
 
 def _check_form(policy: Policy, form: Form) -> None:

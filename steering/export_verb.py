@@ -42,7 +42,7 @@ def export(a: Namespace) -> None:
 
 
 def export_takes(p: ArgumentParser) -> None:
-    p.add_argument("--run", required=True)
+    p.add_argument("--run", required=True, help="run directory")
     p.add_argument("--name", default="aligned", help="the finished job to export, or base")
     p.add_argument(
         "--format",
@@ -61,4 +61,4 @@ def export_takes(p: ArgumentParser) -> None:
     p.add_argument("--policy", help="the base policy, if it has moved since the training")
     p.add_argument("--demos", help="frames to verify on (the run's own by default)")
     takes_device(p)
-    p.add_argument("--overwrite", action="store_true")
+    p.add_argument("--overwrite", action="store_true", help="take the place of an earlier export")

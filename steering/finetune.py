@@ -9,6 +9,7 @@ process, to rounding. Only the first process writes; the others read the same di
 
 What a training leaves in its directory:
     recipe.json              what was asked: recipe, heads, seed, base policy and data by fingerprint
+    lock                     held by the process that trains: a second one is refused
     checkpoint.safetensors   how far it came (steering/checkpoint.py)
     progress.jsonl, status.json
     policy/                  the finetuned policy, merged; load_policy reads it
@@ -23,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -48,8 +49,10 @@ from steering.memory import PeakMemory
 from steering.progress import Progress
 from steering.ranks import Ranks
 from steering.recipes import Adaptation, Recipe, adapt, trainable
+from testbed.processes import claimed
 
 POLICY, CHECKPOINT, RECIPE, SUMMARY = "policy", "checkpoint.safetensors", "recipe.json", "summary.json"
+LOCK = "lock"
 
 
 class TrainingError(UsageError):
@@ -92,6 +95,8 @@ def finetune(
     recipe = recipe if steps is None else replace(recipe, steps=steps)
     if seed < 0:
         raise UsageError(f"seed {seed}: seeds start at 0")
+    if checkpoint_every < 1:
+        raise UsageError(f"a checkpoint every {checkpoint_every} steps: it takes at least 1")
     if not len(demos):
         raise UsageError(f"demonstrations {demos.path} have no frames to train on")
     demos = demos.for_policy(policy.spec)
@@ -99,40 +104,45 @@ def finetune(
     ranks.share(recipe.batch)
     base = {"source": policy.source, "fingerprint": policy.fingerprint}
     adaptation = adapt(policy, recipe, heads, scores, seed, others)
-    try:
-        with _one_line_of_disk_errors(directory / CHECKPOINT):
-            asked = _request(policy, demos, recipe, adaptation, seed)
-            _claim(directory, asked, ranks)
-            if (directory / SUMMARY).exists():
-                adaptation.remove()
-                return _finished(directory, adaptation)
-            show = progress and ranks.first
-            if show:
-                tqdm.write(str(adaptation), file=sys.stderr)
-            with PeakMemory() as peak:
-                done = _train(policy, demos, recipe, directory, seed, checkpoint_every, cache_mb, show, ranks)
-    except BaseException:
-        adaptation.remove()
-        raise
-    adaptation.merge()
-    if ranks.first:
-        with _one_line_of_disk_errors(directory / CHECKPOINT):
-            policy.save(directory / POLICY)
-        summary = {
-            **asked,
-            "policy": load_policy(directory / POLICY).fingerprint,
-            "base": base,
-            "demonstrations": demos.describe(),
-            "trainable_parameters": dict(adaptation.groups),
-            "notes": list(adaptation.notes),
-            "loss": done.loss,
-            "seconds": round(done.seconds, 3),
-            "processes": ranks.count,
-            "peak_memory_mb": round(peak.megabytes, 1),
-            "created": now(),
-        }
-        write_json(directory / SUMMARY, summary)
-    ranks.wait()
+    with ExitStack() as held:
+        try:
+            with _one_line_of_disk_errors(directory / CHECKPOINT):
+                if ranks.first:
+                    held.enter_context(claimed(directory / LOCK, _taken(directory)))
+                asked = _request(policy, demos, recipe, adaptation, seed)
+                _claim(directory, asked, ranks)
+                if (directory / SUMMARY).exists():
+                    adaptation.remove()
+                    return _finished(directory, adaptation)
+                show = progress and ranks.first
+                if show:
+                    tqdm.write(str(adaptation), file=sys.stderr)
+                with PeakMemory() as peak:
+                    done = _train(
+                        policy, demos, recipe, directory, seed, checkpoint_every, cache_mb, show, ranks, peak
+                    )
+        except BaseException:
+            adaptation.remove()
+            raise
+        adaptation.merge()
+        if ranks.first:
+            with _one_line_of_disk_errors(directory / CHECKPOINT):
+                policy.save(directory / POLICY)
+            summary = {
+                **asked,
+                "policy": load_policy(directory / POLICY).fingerprint,
+                "base": base,
+                "demonstrations": demos.describe(),
+                "trainable_parameters": dict(adaptation.groups),
+                "notes": list(adaptation.notes),
+                "loss": done.loss,
+                "seconds": round(done.seconds, 3),
+                "processes": ranks.count,
+                "peak_memory_mb": round(max(done.peak_memory_mb, peak.megabytes), 1),
+                "created": now(),
+            }
+            write_json(directory / SUMMARY, summary)
+        ranks.wait()
     finished = _finished(directory, adaptation)
     policy.fingerprint = finished.policy.fingerprint  # no longer the base's
     return finished
@@ -154,6 +164,7 @@ def _train(
     cache_mb: float,
     show: bool,
     ranks: Ranks,
+    peak: PeakMemory,
 ) -> Checkpoint:
     """Leaves the trained parameters in `policy` and in the checkpoint."""
     state = _State.of(policy, recipe)
@@ -190,7 +201,8 @@ def _train(
                 bar.update(step + 1, loss=total, lr=learning_rate(recipe, step))
 
                 if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps or stop:
-                    done = Checkpoint(step + 1, bar.seconds, total)
+                    largest = max(done.peak_memory_mb, peak.so_far())
+                    done = Checkpoint(step + 1, bar.seconds, total, largest)
                     if ranks.first:
                         save_checkpoint(path, done, *state)
                 if stop:
@@ -254,7 +266,7 @@ def flow_loss(policy: Policy, examples: Examples, draw: Draw, of: int | None = N
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine from lr to lr_final * lr."""
+    """Linear warm-up times a cosine that falls from lr at step 0 to lr_final * lr at the end of the training."""
     warm = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
     cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
     return recipe.lr * warm * (recipe.lr_final + (1 - recipe.lr_final) * cosine)
@@ -320,6 +332,12 @@ def _request(
         "heads": [str(head) for head in heads.heads] if heads else None,
         "seed": seed,
     }
+
+
+def _taken(directory: Path) -> UsageError:
+    return UsageError(
+        f"{directory}: another process trains there: wait for it or stop it, or use another --name"
+    )
 
 
 def _claim(directory: Path, request: Mapping[str, Any], ranks: Ranks) -> None:

@@ -22,7 +22,8 @@ _RESET_PEAK = "5"  # see proc_pid_clear_refs(5)
 
 
 class PeakMemory:
-    """`with PeakMemory() as peak: ...`, then `peak.megabytes`. Not to be nested: there is one mark a process."""
+    """`with PeakMemory() as peak: ...`, then `peak.megabytes`; inside, `peak.so_far()`. Not to be nested: there is one
+    mark a process."""
 
     megabytes: float
 
@@ -37,7 +38,10 @@ class PeakMemory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.megabytes = _high_water_mark() if self.exact else _largest_ever()
+        self.megabytes = self.so_far()
+
+    def so_far(self) -> float:
+        return _high_water_mark() if self.exact else _largest_ever()
 
 
 def _high_water_mark() -> float:

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
 
@@ -20,9 +19,6 @@ from interp.policies.pi0_layouts import from_transformers, to_transformers
 from interp.runs import read_json
 from steering import adapter
 from steering.adapter import Adapter
-
-if TYPE_CHECKING:
-    pass  # needs transformers 5
 
 _PREFIX = "base_model.model."
 _LEROBOT = "model.paligemma_with_expert."

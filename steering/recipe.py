@@ -8,6 +8,7 @@ Robotic Steering (arXiv 2511.22697) used on pi0: `Recipe.named("paper", **PUBLIS
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -59,8 +60,9 @@ PUBLISHED: Mapping[str, Any] = {
 class Recipe:
     """Everything that decides a finetuned policy, but for the data, the heads and the seed.
 
-    A step takes `batch` demonstration frames and `draws` (noise, time) pairs for each. The learning rate
-    warms up over `warmup` steps and falls along a cosine to `lr_final * lr`.
+    A step takes `batch` demonstration frames and `draws` (noise, time) pairs for each. The learning rate is a cosine
+    from `lr` at step 0 to `lr_final * lr`, times a linear warm-up over the first `warmup` steps, which are fewer than
+    `steps`: its peak is the cosine's value where the warm-up ends.
     """
 
     name: str = "aligned"
@@ -97,6 +99,10 @@ class Recipe:
             )
         if self.name not in NAMES:
             raise unknown("recipe", self.name, NAMES)
+        for what, value in asdict(self).items():
+            numbers = value if isinstance(value, tuple | list) else (value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise UsageError(f"recipe {self.name}: {what} = {value}; it must be a finite number")
         for what in ("rank", "lora_rank", "steps", "batch", "draws", "lr", "clip"):
             if not getattr(self, what) > 0:
                 raise UsageError(f"recipe {self.name}: {what} = {getattr(self, what)}; it must be above zero")
@@ -105,6 +111,10 @@ class Recipe:
                 raise unknown(_SPOKEN[what], getattr(self, what), get_args(kind))
         if self.warmup < 0 or self.weight_decay < 0 or not 0 <= self.lr_final <= 1:
             raise UsageError(f"recipe {self.name}: warmup and weight_decay from 0, lr_final from 0 to 1")
+        if self.warmup >= self.steps:
+            raise UsageError(
+                f"recipe {self.name}: warmup = {self.warmup} of steps = {self.steps}; it must be shorter, such as 0"
+            )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"recipe {self.name}: betas = {self.betas}; they are two, from 0 to below 1")
         if not 0 <= self.ema < 1:
@@ -120,13 +130,22 @@ class Recipe:
         return bool(self.augment_shift or self.augment_colour)
 
     @classmethod
-    def named(cls, name: str, **changes: Any) -> Recipe:
-        """The recipe with the defaults of its name: `Recipe.named("lora", steps=500)`."""
+    def named(cls, name: str, /, **changes: Any) -> Recipe:
+        """The recipe with the defaults of its name: `Recipe.named("lora", steps=500)`.
+
+        A warm-up that nobody asks for is shortened to end before the training does.
+        """
+        if "name" in changes:
+            raise UsageError(
+                f"a recipe's name is no setting of it: ask for --recipe {changes['name']} instead"
+            )
         wrong = changes.keys() - {field.name for field in fields(cls)}
         if wrong:
             raise unknown("recipe setting", sorted(wrong)[0], [field.name for field in fields(cls)])
         kinds = {field.name: field.default for field in fields(cls)}
         fitting = {setting: _as(kinds[setting], setting, value) for setting, value in changes.items()}
+        if "steps" in fitting:
+            fitting.setdefault("warmup", max(0, min(cls.warmup, fitting["steps"] - 1)))
         return cls(name, **{**DEFAULTS.get(name, {}), **fitting})
 
     def to_json(self) -> dict[str, Any]:

@@ -35,6 +35,8 @@ IN_DOMAIN = "in-domain"
 Factor = Literal["visual", "linguistic", "physical"]
 CONDITION = ("variation", "paraphrase", "other_object", "variant")
 """Settings that change an episode of a given task and seed."""
+TRAINING = ("recipe", "seed", "data")
+"""Settings that a result has from its policy's training."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ class Result:
     @property
     def condition(self) -> dict[str, Any]:
         """What was rolled out, whoever acted: results of one condition and the same seeds are paired."""
-        task = self.settings.get("rolled_out", self.task)
-        return {"task": task, **{what: self.settings.get(what) for what in CONDITION}}
+        return condition_of({"rolled_out": self.task, **self.settings})
 
     def against(self, baseline: Result) -> Result:
         """This result with its paired difference to `baseline`, which must have run the same episodes."""
@@ -102,7 +103,7 @@ class Result:
         `task` is what the policy was adapted to, if the suite rolls out another one.
         """
         training = training or {}
-        asked = {what: training[what] for what in ("recipe", "seed", "data") if what in training}
+        asked = {what: training[what] for what in TRAINING if what in training}
         return cls(
             name=name,
             arm=arm,
@@ -147,13 +148,21 @@ class Entry:
     arm: str
 
 
+def condition_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation with these settings rolls out, whoever acts."""
+    return {"task": settings["rolled_out"], **{what: settings.get(what) for what in CONDITION}}
+
+
+def check_like(name: str, condition: Mapping[str, Any], baseline: Result) -> None:
+    """Refuse to pair what is rolled out under another condition than the baseline was."""
+    for what, a in condition.items():
+        if a != (b := baseline.condition[what]):
+            raise UsageError(f"{name} has {what} {a}, {baseline.name} has {b}: only like can be paired")
+
+
 def paired_difference(treated: Result, baseline: Result, *, seed: int = 0) -> Interval:
     """Bootstrap interval of the difference in success, over the episodes that both arms ran."""
-    for what, a in treated.condition.items():
-        if a != (b := baseline.condition[what]):
-            raise UsageError(
-                f"{treated.name} has {what} {a}, {baseline.name} has {b}: only like can be paired"
-            )
+    check_like(treated.name, treated.condition, baseline)
     ours, theirs = ({e.seed: e.success for e in r.episodes} for r in (treated, baseline))
     if ours.keys() != theirs.keys():
         raise UsageError(

@@ -29,9 +29,7 @@ def retain(job: str | Path, coefficients: Iterable[float] = COEFFICIENTS) -> lis
     What is there already is left alone, so that a sweep can be made finer.
     """
     job, coefficients = Path(job), list(coefficients)
-    for a in coefficients:
-        if not 0 <= a <= 1:
-            raise UsageError(f"retain coefficient {a}: it weighs the finetuned policy, from 0 (base) to 1")
+    check_coefficients(coefficients)
     if not (job / SUMMARY).is_file():
         raise UsageError(f"{job}: no finished training to average; finetune first")
     summary = read_json(job / SUMMARY)
@@ -66,6 +64,13 @@ def retain(job: str | Path, coefficients: Iterable[float] = COEFFICIENTS) -> lis
             }
             write_json(directory / SUMMARY, about)
     return list(directories.values())
+
+
+def check_coefficients(coefficients: Iterable[float]) -> None:
+    """To be asked before hours of training, not after."""
+    for a in coefficients:
+        if not 0 <= a <= 1:
+            raise UsageError(f"retain coefficient {a}: it weighs the finetuned policy, from 0 (base) to 1")
 
 
 def _holds(directory: Path, finetuned: str) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +79,6 @@ def evaluate(
     cameras: Mapping[str, str] | None = None,
     device: str = "cpu",
     progress: bool = True,
-    directory: Path | None = None,
 ) -> Evaluation:
     """Roll out a policy (directory or name, as for `load_policy`) on n seeded episodes of a task.
 
@@ -101,7 +100,6 @@ def evaluate(
         cameras=cameras,
         device=device,
         progress=progress,
-        directory=directory,
     )
     with closing(done):
         return next(done)
@@ -114,6 +112,8 @@ def evaluate_all(
     seed0: int = 0,
     *,
     kept: Sequence[Mapping[int, Episode]] | None = None,
+    fingerprint: str | None = None,
+    unfinished: Callable[[int, Evaluation], object] = lambda condition, evaluation: None,
     workers: int = 2,
     execute: int | None = None,
     env: str = TABLETOP,
@@ -121,12 +121,13 @@ def evaluate_all(
     cameras: Mapping[str, str] | None = None,
     device: str = "cpu",
     progress: bool = True,
-    directory: Path | None = None,
 ) -> Generator[Evaluation]:
     """Yield one evaluation a condition, in their order, each as soon as it is complete.
 
-    `kept` holds the episodes of every condition that were run before, by seed: they are not run again. An evaluation's
-    `seconds` count from the one before; those of the first include the start of the workers.
+    `kept` holds the episodes of every condition that were run before, by seed: they are not run again. `fingerprint` is
+    of the policy that ran them; another one is refused. An evaluation's `seconds` count from the one before; those of
+    the first include the start of the workers. Whatever ends this early (Ctrl-C, a worker that dies), `unfinished` is
+    given what conditions (by their place) have so far that are not complete.
     """
     if n < 1:
         raise UsageError(f"n = {n} episodes: evaluate at least one")
@@ -136,33 +137,49 @@ def evaluate_all(
         raise UsageError(f"workers = {workers}: evaluation needs at least one")
     if not conditions:
         raise UsageError("no condition: evaluate under at least one")
-    done = [dict(episodes) for episodes in kept or [{} for _ in conditions]]
+    kept = kept or [{} for _ in conditions]
+    done = [dict(episodes) for episodes in kept]
     seeds = range(seed0, seed0 + n)
     orders = [Order(i, s) for i in range(len(conditions)) for s in seeds if s not in done[i]]
     missing = [len(set(seeds) - episodes.keys()) for episodes in done]
     job = Job(str(policy), tuple(conditions), env, dict(env_options or {}), execute, cameras or {}, device)
-    started = time.perf_counter()
+    started, ended = time.perf_counter(), 0
     with Workers(job, min(workers, max(1, len(orders)))) as pool:
         pool.wait_until_loaded()  # bad input is told before a bar is drawn
+        if fingerprint not in (None, pool.fingerprint):
+            raise UsageError(
+                f"policy {policy} is {pool.fingerprint}, not {fingerprint}: "
+                "its directory has changed; finetune or capture again"
+            )
+
+        def evaluation(i: int, seconds: float) -> Evaluation:
+            return Evaluation(
+                task=conditions[i].task,
+                policy=pool.fingerprint,
+                episodes=tuple(done[i][seed] for seed in sorted(done[i])),
+                seconds=seconds,
+                settings=settings_of(conditions[i], policy, seed0, pool.execute, env, cameras),
+            )
+
         label = conditions[0].task if len(conditions) == 1 else f"{len(conditions)} conditions"
-        with Progress(len(orders), label, show=progress, directory=directory) as bar:
+        with Progress(len(orders), label, show=progress) as bar:
             results = pool.run(orders)
-            for i, condition in enumerate(conditions):
-                while missing[i]:
-                    order, episode = next(results)
-                    done[order.condition][episode.seed] = episode
-                    missing[order.condition] -= 1
-                    outcomes = [e.success for e in done[order.condition].values()]
-                    bar.update(len(orders) - sum(missing), success=sum(outcomes) / len(outcomes))
-                now = time.perf_counter()
-                yield Evaluation(
-                    task=condition.task,
-                    policy=pool.fingerprint,
-                    episodes=tuple(done[i][seed] for seed in sorted(done[i])),
-                    seconds=now - started,
-                    settings=settings_of(condition, policy, seed0, pool.execute, env, cameras),
-                )
-                started = now
+            try:
+                for i in range(len(conditions)):
+                    while missing[i]:
+                        order, episode = next(results)
+                        done[order.condition][episode.seed] = episode
+                        missing[order.condition] -= 1
+                        outcomes = [e.success for e in done[order.condition].values()]
+                        bar.update(len(orders) - sum(missing), success=sum(outcomes) / len(outcomes))
+                    now = time.perf_counter()
+                    spent, started, ended = now - started, now, i + 1
+                    yield evaluation(i, spent)
+            except BaseException:
+                for i in range(ended, len(conditions)):
+                    if len(done[i]) > len(kept[i]):
+                        unfinished(i, evaluation(i, time.perf_counter() - started if i == ended else 0.0))
+                raise
 
 
 def settings_of(

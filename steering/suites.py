@@ -15,7 +15,7 @@ The scripted expert solves every suite on every task (tests/steering/test_suites
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,8 +24,18 @@ from typing import Any
 from interp.errors import UsageError, unknown
 from interp.policies import load_policy
 from steering.episode import Condition, Episode
-from steering.results import IN_DOMAIN, Factor, Result, load_result, result_path, save_result
-from steering.rollouts import TABLETOP, evaluate_all, settings_of
+from steering.results import (
+    IN_DOMAIN,
+    TRAINING,
+    Factor,
+    Result,
+    check_like,
+    condition_of,
+    load_result,
+    result_path,
+    save_result,
+)
+from steering.rollouts import TABLETOP, Evaluation, evaluate_all, settings_of
 from testbed.tasks import PRETRAINING, UNSEEN
 
 HELD_OUT_PARAPHRASE = 3  # the last template of every task: demonstrations leave it out
@@ -149,38 +159,60 @@ def run_suites(
     """Yield (result, its file, episodes run now) of every suite as it is done; one set of workers serves all.
 
     With a `directory` results are kept there: episodes that an earlier call ran, of this policy under this very
-    condition, are not run again unless `again` asks for it; and with `against`, results are paired with those of that
-    name, which must be there.
+    condition, are not run again unless `again` asks for it (and of this policy under another one, only `again` replaces
+    them); and with `against`, results are paired with those of that
+    name, which must be there. Whatever stops this (Ctrl-C, a worker that dies) leaves the episodes of the suite that it
+    stopped there too.
     """
+    if against and directory is None:
+        raise UsageError(f"--against {against}: name the --run that holds these results")
     chosen = list(suites)
     conditions = [suite.condition(task) for suite in chosen]
     paths = [result_path(directory, subject.name, s.name) if directory else None for s in chosen]
     baselines = [_baseline(directory, against, s) for s in chosen] if against and directory else []
     if subject.fingerprint is None and not again and any(path and path.is_file() for path in paths):
         subject = replace(subject, fingerprint=load_policy(subject.policy).fingerprint)
+    asked = [settings_of(c, subject.policy, seed0, execute, env, cameras) for c in conditions]
     earlier = [
-        None
-        if again or path is None
-        else _earlier(path, subject, settings_of(condition, subject.policy, seed0, execute, env, cameras))
-        for path, condition in zip(paths, conditions, strict=True)
+        None if again or path is None else _earlier(path, subject, settings)
+        for path, settings in zip(paths, asked, strict=True)
     ]
     seeds = range(seed0, seed0 + n)
     kept = [{e.seed: e for e in result.episodes} if result else dict[int, Episode]() for result in earlier]
     todo = [i for i, episodes in enumerate(kept) if not earlier[i] or not episodes.keys() >= set(seeds)]
-    for baseline, episodes in zip(baselines, kept, strict=False):
-        ours, theirs = episodes.keys() | set(seeds), {e.seed for e in baseline.episodes}
-        if ours != theirs:  # told before hours of rollouts, not after
-            raise UsageError(
-                f"{subject.name} would have {len(ours)} episodes from seed {min(ours, default=seed0)}, "
-                f"{baseline.name} ({baseline.suite}) has {len(theirs)} from {min(theirs)}: "
-                "evaluate both with the same n and seed"
-            )
+    for baseline, episodes, settings in zip(baselines, kept, asked, strict=False):
+        # told before hours of rollouts, not after
+        _check_pair(subject.name, condition_of(settings), sorted(episodes.keys() | set(seeds)), baseline)
+
+    def result_of(i: int, evaluation: Evaluation) -> Result:
+        suite, before = chosen[i], earlier[i]
+        result = Result.of(
+            evaluation,
+            name=subject.name,
+            arm=subject.arm,
+            training=subject.training,
+            task=task,
+            suite=suite.name,
+            factor=suite.factor,
+        )
+        if before is None:
+            return result
+        spent = before.seconds.get("evaluate", 0.0) + result.seconds["evaluate"]
+        return replace(result, seconds={**result.seconds, "evaluate": round(spent, 3)})
+
+    def keep_part(place: int, evaluation: Evaluation) -> None:
+        path = paths[todo[place]]
+        if path is not None and not (again and path.is_file()):  # a whole result gives way to a whole one
+            save_result(path, result_of(todo[place], evaluation))
+
     evaluations = evaluate_all(
         subject.policy,
         [conditions[i] for i in todo],
         n,
         seed0,
         kept=[kept[i] for i in todo],
+        fingerprint=subject.fingerprint,
+        unfinished=keep_part,
         workers=workers,
         execute=execute,
         env=env,
@@ -190,35 +222,20 @@ def run_suites(
         progress=progress,
     )
     with closing(evaluations):
-        for i, suite in enumerate(chosen):
+        for i, path in enumerate(paths):
             before = earlier[i]
             if i in todo:
-                evaluation = next(evaluations)
-                if subject.fingerprint not in (None, evaluation.policy):
-                    raise UsageError(
-                        f"policy {subject.policy} is {evaluation.policy}, not {subject.fingerprint}: "
-                        "its directory has changed; finetune or capture again"
-                    )
-                result = Result.of(
-                    evaluation,
-                    name=subject.name,
-                    arm=subject.arm,
-                    training=subject.training,
-                    task=task,
-                    suite=suite.name,
-                    factor=suite.factor,
-                )
-                if before is not None:
-                    spent = before.seconds.get("evaluate", 0.0) + result.seconds["evaluate"]
-                    result = replace(result, seconds={**result.seconds, "evaluate": round(spent, 3)})
+                result = result_of(i, next(evaluations))
+                if path is not None:
+                    save_result(path, result)
             else:
                 assert before is not None
                 result = before
             if baselines:
-                result = result.against(baselines[i])
-            path = paths[i]
-            if path is not None and result != before:
-                save_result(path, result)
+                paired = result.against(baselines[i])
+                if path is not None and paired != result:
+                    save_result(path, paired)
+                result = paired
             yield result, path, len(result.episodes) - len(kept[i])
 
 
@@ -233,14 +250,41 @@ def _baseline(directory: Path, name: str, suite: Suite) -> Result:
     return load_result(path)
 
 
+def _check_pair(name: str, condition: Mapping[str, Any], seeds: Sequence[int], baseline: Result) -> None:
+    """Refuse results of these seeds under this condition that could not be paired with the baseline."""
+    check_like(name, condition, baseline)
+    theirs = sorted(e.seed for e in baseline.episodes)
+    if list(seeds) != theirs:
+        raise UsageError(
+            f"{name} would have {len(seeds)} episodes from seed {seeds[0] if seeds else '?'}, "
+            f"{baseline.name} ({baseline.suite}) has {len(theirs)} from {theirs[0]}: "
+            "evaluate both with the same n and seed"
+        )
+
+
 def _earlier(path: Path, subject: Subject, settings: Mapping[str, Any]) -> Result | None:
-    """The result of an earlier call if it is of the same policy under the same condition."""
+    """The result of an earlier call; another policy's counts as none, and of this one under other settings it is in
+    the way."""
     if not path.is_file():
         return None
     result = load_result(path)
-    asked = {what: value for what, value in settings.items() if what != "policy"}
-    if asked["execute"] is None:
-        asked.pop("execute")
+    if result.policy != subject.fingerprint:
+        return None
     ran = {"rolled_out": result.task, **result.settings}
-    same = result.policy == subject.fingerprint and all(ran.get(what) == asked[what] for what in asked)
-    return result if same else None
+    compared = (ran.keys() | settings.keys()) - {"policy", *TRAINING}
+    if settings["execute"] is None:  # the policy's own, whatever it is
+        compared -= {"execute"}
+    apart = [
+        f"{_SPOKEN.get(what, what)} {ran.get(what)}, not {settings.get(what)}"
+        for what in sorted(compared)
+        if ran.get(what) != settings.get(what)
+    ]
+    if apart:
+        raise UsageError(
+            f"{path} holds episodes of this policy with {'; '.join(apart)}: "
+            "give these another name (--name), or run all --again in their place"
+        )
+    return result
+
+
+_SPOKEN = {"seed0": "seed", "rolled_out": "task"}

@@ -52,17 +52,22 @@ def select(a: Namespace) -> None:
 
 
 def _select_takes(p: ArgumentParser) -> None:
-    p.add_argument("--run", required=True)
-    p.add_argument("--by", choices=("score", "topk", "best-add", "bottom", "random"), default="score")
+    p.add_argument("--run", required=True, help="run directory")
+    p.add_argument(
+        "--by",
+        choices=("score", "topk", "best-add", "bottom", "random"),
+        default="score",
+        help="best or worst (bottom) of --method's scores; k-NN on several heads at once (topk, best-add); random",
+    )
     p.add_argument("--method", default="knn", help="name of the scores")
-    p.add_argument("--tower", default="expert")
+    p.add_argument("--tower", default="expert", help="tower of the heads")
     p.add_argument("--top", type=int, default=12, help="number of heads")
     p.add_argument(
         "--heads",
         help="by hand: expert.L3H5,expert.L4H0; or a heads file, ours or the published form (of --tower)",
     )
     p.add_argument("--name", help="name of the selection")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="of --by random")
 
 
 def finetune(a: Namespace) -> None:
@@ -70,9 +75,10 @@ def finetune(a: Namespace) -> None:
     from steering.finetune import finetune as train
     from steering.ranks import is_first, local_device
     from steering.recipes import PUBLISHED, Recipe
-    from steering.retain import retain
+    from steering.retain import check_coefficients, retain
 
     run = open_run(a.run)
+    check_coefficients(a.retain)
     settings = {k: getattr(a, k) for k in ("steps", "lr", "form") if getattr(a, k) is not None}
     published = PUBLISHED if a.published else {}
     recipe = Recipe.named(a.recipe, **{**published, **_pairs("--set", a.set), **settings})
@@ -98,7 +104,7 @@ def finetune(a: Namespace) -> None:
 
 
 def _finetune_takes(p: ArgumentParser) -> None:
-    p.add_argument("--run", required=True)
+    p.add_argument("--run", required=True, help="run directory")
     p.add_argument(
         "--recipe",
         default="aligned",
@@ -112,8 +118,12 @@ def _finetune_takes(p: ArgumentParser) -> None:
     p.add_argument(
         "--others", nargs="+", default=[], metavar="RUN", help="runs of other tasks, for generic-k"
     )
-    p.add_argument("--steps", type=int)
-    p.add_argument("--lr", type=float)
+    p.add_argument("--steps", type=int, help="steps (250; --published: 3000)")
+    p.add_argument(
+        "--lr",
+        type=float,
+        help="peak learning rate (2e-3, full: 3e-4, which suit tiny-pi0; released policies: --published)",
+    )
     p.add_argument("--form", choices=("full", "low-rank"), help="form of the head slices")
     p.add_argument(
         "--set",
@@ -134,12 +144,12 @@ def _finetune_takes(p: ArgumentParser) -> None:
     p.add_argument("--checkpoint-every", type=int, default=50, help="steps between two checkpoints")
     p.add_argument("--cache-mb", type=float, default=2048, help="memory for activations that are frozen")
     takes_device(p, " (under accelerate launch, cuda is a device a process)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="of every draw of the training")
 
 
 def evaluate(a: Namespace) -> None:
-    """Let a policy act in closed loop on seeded episodes, in-domain or under perturbation suites. With --run results
-    are kept, paired with the base, and episodes that were run before are not run again."""
+    """Let a policy act in closed loop on seeded episodes, in-domain or under perturbation suites.
+    With --run results are kept, paired with the base, and episodes that were run before are not run again."""
     from tqdm import tqdm
 
     from steering import suites
@@ -164,7 +174,7 @@ def evaluate(a: Namespace) -> None:
         a.seed,
         directory=run.path / "results" if run else None,
         execute=run.spec.execute if run and a.execute is None else a.execute,
-        against=a.against if run else None,
+        against=a.against,
         again=a.again,
         workers=a.workers,
         env=where.env,
@@ -249,17 +259,25 @@ def _evaluate_takes(p: ArgumentParser) -> None:
         nargs="+",
         default=["in-domain"],
         metavar="SUITE",
-        help="lighting, form, distractors, camera, paraphrase, other-object, pose-shift, robot-start, gripper-offset, "
-        "unseen:TASK, forgetting:TASK, or all of visual, linguistic, physical, unseen, forgetting, all; "
+        help="in-domain, lighting, form, distractors, camera, paraphrase, other-object, pose-shift, robot-start, "
+        "gripper-offset, unseen:TASK, forgetting:TASK, or visual, linguistic, physical, unseen, forgetting, all; "
         "in LIBERO object, language, task, position, or all of visual, linguistic, physical, all",
     )
     p.add_argument("--n", type=int, default=100, help="episodes a suite")
     p.add_argument("--seed", type=int, default=0, help="seed of the first episode; the same seeds pair arms")
-    p.add_argument("--workers", type=int, default=2)
+    p.add_argument("--workers", type=int, default=2, help="processes, each with a policy and an environment")
     takes_device(p, "; every worker holds a copy")
-    p.add_argument("--execute", type=int, help="actions of a chunk to run before the next sample")
     p.add_argument(
-        "--vary", nargs="+", default=[], metavar="KNOB=VALUE", help="a suite of your own, e.g. light=0.5"
+        "--execute",
+        type=int,
+        help="actions of a chunk to run before the next sample (by default what the policy says)",
+    )
+    p.add_argument(
+        "--vary",
+        nargs="+",
+        default=[],
+        metavar="KNOB=VALUE",
+        help="a suite of your own, e.g. light=0.5 (knobs: docs/evaluate.md)",
     )
     p.add_argument("--again", action="store_true", help="run episodes again that were run before")
     p.add_argument("--video", type=int, nargs="+", default=[], metavar="SEED", help="film these episodes")
@@ -325,7 +343,7 @@ def _serve_takes(p: ArgumentParser) -> None:
     )
     p.add_argument("--prompt", help="instruction for robots that send none")
     p.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; there is no password")
-    p.add_argument("--port", type=int, default=8000)
+    p.add_argument("--port", type=int, default=8000, help="of the websocket")
     p.add_argument("--heads", help="heads to switch off: a heads file, or expert.L3H5,expert.L4H0")
     p.add_argument("--ablate", choices=("zero", "mean"), default="zero", help="what takes a head's place")
     p.add_argument("--demos", help="demonstrations that --ablate mean averages over")

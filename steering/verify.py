@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import torch
 from jaxtyping import Float
 
 from interp.policies import Observation, Policy, load_policy
+from steering.adapter import put_on
 from steering.pi0_adapter import in_transformers_names
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     policy = load_policy(about["base"] or about["directory"], about["device"])
     if about["base"]:
         with in_transformers_names(about["directory"]) as directory:
-            peft.PeftModel.from_pretrained(policy.module, str(directory)).eval()
+            put_on(policy, directory)
     chunks = chunks_of(policy, observations, about["seed"])
     np.savez(arguments.reply, fingerprint=np.array(policy.fingerprint), chunks=chunks)
 

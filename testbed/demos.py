@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from testbed.dataset import Take, write_dataset
 from testbed.episodes import play, workers_of
+from testbed.processes import claimed
 from testbed.tabletop import Tabletop
 from testbed.tasks import get_task
 from testbed.variation import TestbedError, Variation
@@ -30,7 +31,7 @@ class _Job:
     seed: int
     noise: float
     image_size: int
-    variation: Variation
+    variation: Variation | Mapping[str, Any] | None
 
 
 _env: Tabletop | None = None
@@ -58,13 +59,16 @@ def record(
 ) -> Path:
     """Write `episodes` successful episodes (of each task) from consecutive seeds; returns the directory.
 
-    The directory appears by rename when everything is written; an existing one is an error.
+    The directory appears by rename when everything is written; an existing one is an error, and one that another
+    process is recording.
     """
     names = [task] if isinstance(task, str) else list(task)
     for name in names:
         get_task(name)
     if episodes < 1:
         raise TestbedError(f"episodes {episodes}: record at least 1")
+    if seed < 0:
+        raise TestbedError(f"seed {seed}: seeds start at 0")
     directory = Path(directory)
     if directory.exists():
         raise TestbedError(f"{directory}: already exists; remove it or name another directory")
@@ -72,7 +76,9 @@ def record(
     kept: dict[str, list[Take]] = {name: [] for name in names}
     tried = dict.fromkeys(names, 0)
     total = episodes * len(kept)
+    taken = TestbedError(f"{directory}: another process records there; wait for it or name another directory")
     with (
+        claimed(directory.with_name(f".{directory.name}.lock"), taken),
         tqdm(total=total, desc="recording", unit="episode", disable=not progress) as bar,
         workers_of(workers if total > ALONE else 1) as in_workers,
     ):
@@ -80,7 +86,7 @@ def record(
             name: episodes - len(takes) for name, takes in kept.items() if len(takes) < episodes
         }:
             jobs = [
-                _Job(name, seed + tried[name] + i, noise, image_size, look)
+                _Job(name, seed + tried[name] + i, noise, image_size, variation)
                 for name, wanted in missing.items()
                 for i in range(wanted)
             ]
@@ -97,8 +103,8 @@ def record(
                     raise TestbedError(
                         f"task {name}: the expert failed {failed} of {tried[name]} times under {look}"
                     )
-    temporary = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    write_dataset([take for name in names for take in kept[name]], temporary, image_size)
-    temporary.rename(directory)
+        temporary = directory.with_name(f".{directory.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
+        write_dataset([take for name in names for take in kept[name]], temporary, image_size)
+        temporary.rename(directory)
     return directory

@@ -10,6 +10,7 @@ import dataclasses
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -44,14 +45,18 @@ class Layout:
     instruction: str
 
 
-def lay_over(look: Variation, variation: Variation) -> Variation:
-    """A variation laid over a task's own look: knobs that differ from the standard win."""
-    changed = {
-        f.name: getattr(variation, f.name)
-        for f in dataclasses.fields(Variation)
-        if getattr(variation, f.name) != f.default
-    }
-    return dataclasses.replace(look, **changed)
+def lay_over(look: Variation, given: Variation | Mapping[str, Any] | None) -> Variation:
+    """A variation laid over a task's own look: the knobs that it names win, also with their standard value.
+
+    A mapping names its keys, those with None apart; a `Variation` names the knobs that differ from the standard.
+    """
+    variation = Variation.of(given)
+    if isinstance(given, Mapping):
+        named = {name for name, value in given.items() if value is not None}
+    else:
+        knobs = dataclasses.fields(Variation)
+        named = {f.name for f in knobs if getattr(variation, f.name) != f.default}
+    return dataclasses.replace(look, **{name: getattr(variation, name) for name in named})
 
 
 def spec_of(task: Task, variation: Variation, target: str) -> SceneSpec:
@@ -69,7 +74,7 @@ def spec_of(task: Task, variation: Variation, target: str) -> SceneSpec:
 def plan_layout(
     task: Task,
     seed: int,
-    variation: Variation,
+    given: Variation | Mapping[str, Any] | None = None,
     paraphrase: int | None = None,
     other_object: bool = False,
 ) -> Layout:
@@ -78,7 +83,7 @@ def plan_layout(
     With `other_object` the instruction names another object of the very same scene, and that one is judged. Only
     pushing may draw other places, because the lane must be free for the object that is pushed.
     """
-    variation = lay_over(task.look, variation)
+    variation = lay_over(task.look, given)
     place, paint, start = (np.random.default_rng([seed, stream]) for stream in range(3))
     candidates = [b for b in task.objects if kind_of(b) == task.target]
     target = candidates[int(paint.integers(len(candidates)))]

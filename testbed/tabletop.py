@@ -103,7 +103,7 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.layout = plan_layout(
             self.task,
             seed,
-            Variation.of(options.get("variation")),
+            options.get("variation"),
             options.get("paraphrase"),
             bool(options.get("other_object")),
         )
@@ -189,7 +189,7 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
         differs. `pose_scale`, `pose_shift` and `robot_start` act at reset and therefore change nothing here.
         """
         seed_layout = self.layout
-        other = lay_over(seed_layout.task.look, Variation.of(variation))
+        other = lay_over(seed_layout.task.look, variation)
         layout = dataclasses.replace(
             seed_layout, variation=other, spec=spec_of(seed_layout.task, other, seed_layout.target)
         )

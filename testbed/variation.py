@@ -7,8 +7,10 @@ same seed keep the same layout, colours and robot start wherever they do not spe
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 RGB = tuple[float, float, float]
@@ -67,12 +69,23 @@ class Variation:
     """How far the hand sits from where the controller believes it to be, in the hand's frame."""
 
     def __post_init__(self) -> None:
+        for name, size in _NUMBERS.items():
+            value = getattr(self, name)
+            if not (value is None and name in _OPEN) and not _holds_numbers(value, size):
+                rule = f"{size} finite numbers" if size else "a finite number"
+                raise TestbedError(f"{name} {value!r}: must be {rule}")
         if self.form not in FORMS:
             raise TestbedError(f"form {self.form!r}: use one of {', '.join(FORMS)}")
         if not 0 < self.light <= 3:
             raise TestbedError(f"light {self.light}: must be in (0, 3], 1 is the standard brightness")
-        if not 0 <= self.distractors <= 3:
-            raise TestbedError(f"distractors {self.distractors}: must be 0 to 3")
+        if not any(self.light_direction):
+            raise TestbedError(f"light_direction {self.light_direction}: must point somewhere")
+        if self.table is not None and not all(0 <= x <= 1 for x in self.table):
+            raise TestbedError(f"table {self.table}: must be red, green and blue from 0 to 1")
+        if not isinstance(self.distractors, Integral) or not 0 <= self.distractors <= 3:
+            raise TestbedError(f"distractors {self.distractors}: must be 0 to 3, a whole number")
+        if self.camera_fovy is not None and not 0 < self.camera_fovy < 180:
+            raise TestbedError(f"camera_fovy {self.camera_fovy}: must be between 0 and 180 degrees")
         if not 0.2 <= self.pose_scale <= 1.3:
             raise TestbedError(f"pose_scale {self.pose_scale}: must be in [0.2, 1.3]")
         if not 0 <= self.robot_start <= 0.2:
@@ -80,7 +93,7 @@ class Variation:
         if max(abs(x) for x in self.gripper_offset) > 0.03:
             raise TestbedError(f"gripper_offset {self.gripper_offset}: at most 0.03 m on each axis")
         for word in (self.target_colour, self.repaint):
-            if word is not None and word not in COLOURS:
+            if word is not None and (not isinstance(word, str) or word not in COLOURS):
                 raise TestbedError(f"colour {word!r}: use one of {', '.join(COLOURS)}")
 
     @classmethod
@@ -93,3 +106,19 @@ class Variation:
             raise TestbedError(f"variation {unknown[0]!r}: unknown; use {', '.join(sorted(known))}")
         knobs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (value or {}).items()}
         return cls(**knobs)
+
+
+_NUMBERS = {
+    "light": 0, "light_direction": 3, "table": 3, "distractors": 0, "camera_offset": 3, "camera_fovy": 0,
+    "pose_scale": 0, "pose_shift": 2, "robot_start": 0, "gripper_offset": 3,
+}  # fmt: skip
+"""Of a knob, how many numbers it holds; 0: it is one."""
+_OPEN = ("table", "camera_fovy")
+"""Knobs that may be None."""
+
+
+def _holds_numbers(value: Any, size: int) -> bool:
+    if size:
+        several = isinstance(value, tuple | list) and len(value) == size
+        return several and all(_holds_numbers(x, 0) for x in value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

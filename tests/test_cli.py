@@ -1,5 +1,6 @@
 """The command line: the whole loop on the shipped policy, and bad input in one line with nothing left behind."""
 
+import errno
 import json
 import os
 import socket
@@ -160,6 +161,27 @@ def test_a_missing_gl_library_is_named(tmp_path):
     assert done.returncode == 2
     assert "libosmesa6" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "d").exists()
+
+
+def test_a_file_that_cannot_be_is_one_line_and_a_bug_is_a_traceback(monkeypatch, capsys):
+    def failing(error):
+        def compare(arguments):
+            raise error
+
+        monkeypatch.setattr(robosteer, "VERBS", ((compare, lambda parser: None),))
+        return robosteer.main(["compare"])
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write(2) says it, without a name
+    assert failing(full) == 2
+    assert capsys.readouterr().err == "robosteer compare: No space left on device\n"
+    assert failing(PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/root/x")) == 2
+    assert capsys.readouterr().err == "robosteer compare: /root/x: Permission denied\n"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        failing(OSError(errno.EBADF, os.strerror(errno.EBADF)))
+    monkeypatch.undo()
+    record = ROOT / "benchmarks/results/reproduce/pick-cube/base.json"
+    assert robosteer.main(["compare", str(record), "--out", "/proc/nowhere"]) == 2
+    assert capsys.readouterr().err == "robosteer compare: /proc/nowhere: No such file or directory\n"
 
 
 def test_a_taken_port_is_named(tmp_path):

@@ -1,5 +1,5 @@
-"""`robosteer demos`: look at demonstrations, check them, bring them in and take them elsewhere; and the same for
-published activations files: `robosteer activations`.
+"""`robosteer demos`: look at demonstrations, check them, bring them in and take them elsewhere, and let a policy
+normalise by them; and the same for published activations files: `robosteer activations`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def _demos_takes(p: ArgumentParser) -> None:
         ("validate", validate, _validate_takes),
         ("import", import_, _import_takes),
         ("export", export, _export_takes),
+        ("normalise", normalise, _normalise_takes),
     ):
         text = (function.__doc__ or "").strip()
         added = verbs.add_parser(
@@ -179,7 +180,9 @@ def import_(a: Namespace) -> None:
 def _import_takes(p: ArgumentParser) -> None:
     p.add_argument("source", help="an .hdf5 file, or a directory of them (droid: of episodes)")
     p.add_argument("demos", help="directory to write (LeRobotDataset v3)")
-    p.add_argument("--format", required=True, choices=("libero", "robomimic", "droid"))
+    p.add_argument(
+        "--format", required=True, choices=("libero", "robomimic", "droid"), help="of what is imported"
+    )
     p.add_argument(
         "--keyframes", action="store_true",
         help="keep only the key frames of the published procedure: to rank heads on, not to finetune on",
@@ -229,7 +232,7 @@ def export(a: Namespace) -> None:
 def _export_takes(p: ArgumentParser) -> None:
     p.add_argument("demos", help="LeRobotDataset v3 directory")
     p.add_argument("out", help="directory to write, or .hdf5 file")
-    p.add_argument("--format", choices=("lerobot", "robomimic"), default="lerobot")
+    p.add_argument("--format", choices=("lerobot", "robomimic"), default="lerobot", help="of what is written")
     p.add_argument("--episodes", nargs="+", metavar="N", help="episodes to take: 3 5-9")
     p.add_argument(
         "--cameras", nargs="+", metavar="NAME[=NEW]", help="cameras to take, and what to call them"
@@ -281,6 +284,32 @@ def _refuse(a: Namespace, form: str, *options: str) -> None:
     for option in options:
         if getattr(a, option) is not None:
             raise UsageError(f"--{option} means nothing for {form}")
+
+
+# ---- normalise
+
+
+def normalise(a: Namespace) -> None:
+    """Write a copy of a LeRobot policy that normalises state and actions by the statistics of these demonstrations.
+
+    For base policies that come without, such as lerobot/smolvla_base: it is what lerobot-train does before training.
+    """
+    from interp.policies import policy_directory
+    from interp.policies.lerobot import installed
+
+    directory = policy_directory(a.policy)
+    if not installed():
+        raise UsageError("LeRobot is not installed here: use the environment of `make setup-lerobot`")
+    from interp.policies.lerobot.statistics import with_statistics
+
+    with_statistics(directory, a.demos, Path(a.out))
+    print(f"{a.out}: {a.policy} with the statistics of {a.demos}")
+
+
+def _normalise_takes(p: ArgumentParser) -> None:
+    p.add_argument("demos", help="LeRobotDataset v3 directory")
+    p.add_argument("out", help="directory to write")
+    p.add_argument("--policy", required=True, help="LeRobot policy: directory or hub id")
 
 
 # ---- activations

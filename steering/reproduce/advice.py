@@ -122,7 +122,7 @@ def _where_heads_do_not_help(entries: Sequence[Entry]) -> list[str]:
 def _how_to_choose(entries: Sequence[Entry]) -> list[str]:
     made = [
         c
-        for by in ("ablation", "patching", "atp")
+        for by in ("best-add", "ablation", "patching", "atp")
         if (
             c := contrast(
                 entries, Arm("aligned", heads=FEW, by=by).name, Arm("aligned", heads=FEW).name, tasks=ADAPTING
@@ -134,9 +134,13 @@ def _how_to_choose(entries: Sequence[Entry]) -> list[str]:
         return [f"Choose by {_arms(better)}: it does better than k-NN."]
     if made:
         ratio = CHOICE_MINUTES["causal mediation"] / CHOICE_MINUTES["k-NN"]
+        pays = contrast(
+            entries, Arm("aligned", heads=FEW).name, Arm("random-k", heads=FEW).name, tasks=ADAPTING
+        )
+        doubt = "" if pays is not None and pays.finding(MARGIN) == "better" else "If you choose at all, "
         return [
-            f"Choose by k-NN: no other way was shown to be better ({_arms(made)}, each less k-NN), and it is the "
-            f"cheapest (in the paper {ratio:.0f} times cheaper than causal mediation)."
+            f"{doubt}{'c' if doubt else 'C'}hoose by k-NN: no other way was shown to be better ({_arms(made)}, each "
+            f"less k-NN), and it is the cheapest (in the paper {ratio:.0f} times cheaper than causal mediation)."
         ]
     return []
 

@@ -34,7 +34,7 @@ class Arm:
     recipe: str
     heads: int = HEADS
     by: str = "knn"
-    """The scores that choose the heads (steering/reproduce/scores.py)."""
+    """What chooses the heads (steering/reproduce/scores.py)."""
     tower: str = "expert"
     demos: int | None = None
     steps: int | None = None
@@ -218,7 +218,7 @@ FULL = Plan(
             (
                 BASE,
                 *_arms(("aligned", "random-k", "bottom-k"), heads=FEW),
-                *(Arm("aligned", heads=FEW, by=by) for by in ("ablation", "patching", "atp")),
+                *(Arm("aligned", heads=FEW, by=by) for by in ("ablation", "patching", "atp", "best-add")),
             ),
             tasks=ADAPTING,
         ),

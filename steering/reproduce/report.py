@@ -229,7 +229,7 @@ def choice_contrasts(entries: Sequence[Entry]) -> list[Contrast]:
     few = Arm("aligned", heads=FEW)
     pairs = [(Arm("aligned").name, control, tasks) for control in CONTROLS for tasks in (None, ADAPTING)]
     pairs += [(few.name, Arm(c, heads=FEW).name, ADAPTING) for c in ("random-k", "bottom-k")]
-    for by in ("ablation", "patching", "atp"):
+    for by in ("best-add", "ablation", "patching", "atp"):
         causal = Arm("aligned", heads=FEW, by=by).name
         pairs += [(causal, Arm("random-k", heads=FEW).name, ADAPTING), (causal, few.name, ADAPTING)]
     pairs += [(Arm("aligned", heads=k).name, Arm("random-k", heads=k).name, ADAPTING) for k in (2, 8, 24)]

@@ -8,6 +8,8 @@ knn-chunk       the same, predicting the whole chunk
 ablation        how far the action moves when the head says its mean
 patching        how much of the way from one frame's action to another's its output carries, exactly
 atp             the same, estimated from a gradient
+
+`best-add` is no score of a head but the choice of a set: k-NN on several heads at once, as published (interp/knn.py).
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from interp.attribution import atp
 from interp.capture import capture
 from interp.demos import Demonstrations
 from interp.errors import unknown
-from interp.knn import KnnSettings, rank
+from interp.knn import KnnSettings, best_add, rank
 from interp.patching import Pairs, patch_heads
 from interp.policies import Policy
 from interp.runs import Run
 from interp.scores import HeadScores
+from steering.headset import HeadSet, best_heads
 
+JOINT = "best-add"
 FRAMES, PAIRS = 60, 30
 """Frames of an ablation and pairs of a patching, unless a plan says otherwise (`frames`, `pairs`)."""
 
@@ -78,7 +82,8 @@ _SCORERS: Mapping[str, Scorer] = {
 def head_scores(
     by: str, policy: Policy, demos: Demonstrations, run: Run, tower: str, sizes: Mapping[str, int]
 ) -> HeadScores:
-    """The scores of a tower's heads, computed unless the run has them."""
+    """The scores of a tower's heads, computed unless the run has them; beside a joint choice those of single heads."""
+    by = "knn" if by == JOINT else by
     if by not in _SCORERS:
         raise unknown("scores", by, _SCORERS)
     name = f"{by}-{tower}"
@@ -86,3 +91,10 @@ def head_scores(
         found = replace(_SCORERS[by](policy, demos, run, tower, sizes), method=by)
         run.save_scores(found, name)
     return run.read_scores(name)
+
+
+def choose(by: str, scores: HeadScores, run: Run, k: int, tower: str) -> HeadSet:
+    """The k heads that the scores rank best, or those that predict the action best together."""
+    if by != JOINT:
+        return best_heads(scores, k, tower)
+    return HeadSet(best_add(run, k, tower).heads, run.policy, JOINT, data=run.data)

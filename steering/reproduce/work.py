@@ -23,9 +23,9 @@ from interp.policies import load_policy
 from interp.runs import Run, read_json
 from interp.scores import HeadScores
 from steering.finetune import SUMMARY, finetune
-from steering.headset import best_heads
 from steering.recipes import Recipe
 from steering.reproduce.plan import RETAINED, Arm, Job, Plan
+from steering.reproduce.scores import choose as choose_heads
 from steering.reproduce.scores import head_scores
 from steering.results import Result, load_result
 from steering.retain import retain
@@ -112,7 +112,7 @@ def train(plan: Plan, work: Path, task: str, arm: Arm, seed: int) -> Path:
             adapted.demos,
             recipe_of(plan, arm),
             job,
-            heads=best_heads(scores, arm.heads, arm.tower),
+            heads=choose_heads(arm.by, scores, adapted.run, arm.heads, arm.tower),
             scores=scores,
             others=[scored(plan, arm, prepare(work, t, seed, plan.demos_of(arm))) for t in others],
             seed=seed,

@@ -4,7 +4,8 @@
     scalar   {b"__npgeneric__": True, b"data": number, b"dtype": "<f4"}
 
 The wire format is that of openpi-client (msgpack_numpy.py); reading it here trusts nobody: only bool, integer,
-float and text dtypes, shapes that fit their data, and msgpack's own limits. There is no pickle in it anywhere.
+float and text dtypes, shapes that fit their data, maps and lists of bounded size, and msgpack's own limits. There is
+no pickle in it anywhere.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from interp.errors import UsageError
 KINDS = "biufSU"
 """numpy's kinds of dtype that a frame may hold: no objects, no structures, no complex numbers, no dates."""
 
+LONGEST = 4096
+"""Entries of a map or a list: an observation has a dozen, and arrays travel as bytes. msgpack reserves memory by what a
+header claims, before it sees any entry."""
+ENTRIES = 2**16
+"""Entries of all maps and lists of a frame together: a byte on the wire can become a hundred in memory."""
+
 
 class FrameError(UsageError):
     """A frame that is not part of the protocol."""
@@ -33,8 +40,25 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 def unpack(frame: bytes) -> dict[str, Any]:
     """The map in a frame. Arrays are read-only views of the frame's bytes."""
+    left = ENTRIES
+
+    def counted(found: Any) -> Any:
+        nonlocal left
+        left -= 1 + len(found)
+        if left < 0:
+            raise FrameError(
+                f"frame with more than {ENTRIES} entries in maps and lists: send numbers as numpy arrays"
+            )
+        return found
+
     try:
-        message = msgpack.unpackb(frame, object_hook=_unpack_array)
+        message = msgpack.unpackb(
+            frame,
+            object_hook=lambda found: _unpack_array(counted(found)),
+            list_hook=counted,
+            max_map_len=LONGEST,
+            max_array_len=LONGEST,
+        )
     except FrameError:
         raise
     except (
@@ -100,7 +124,7 @@ def _dtype(found: Mapping[Any, Any]) -> np.dtype[Any]:
 
 
 def _checked(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    if dtype.kind not in KINDS or dtype.hasobject:
+    if dtype.kind not in KINDS or dtype.hasobject or not dtype.itemsize:
         raise FrameError(f"dtype {dtype.str} is refused: send bool, integer, float or text arrays")
     return dtype
 

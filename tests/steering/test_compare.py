@@ -223,6 +223,36 @@ def test_any_arm_can_be_the_baseline(results: Path) -> None:
         compare([results], against="laro")
 
 
+def test_what_was_trained_for_another_task_is_no_baseline(tmp_path: Path) -> None:
+    """Rolled out on the same pretraining task; one forgot it over another task than the other."""
+    save(tmp_path, "lora", "pick-cube", "forgetting:pick")
+    theirs = save(tmp_path, "lora", "cube-in-bowl", "forgetting:put")
+    save(tmp_path, "aligned", "cube-in-bowl", "forgetting:pick")
+    ours = save(tmp_path, "aligned", "cube-in-bowl", "forgetting:put")
+    found = compare([tmp_path], against="lora")
+    other = found.cell("aligned", "cube-in-bowl", "forgetting:pick")
+    same = found.cell("aligned", "cube-in-bowl", "forgetting:put")
+    assert other is not None
+    assert same is not None
+    assert (other.difference, other.paired) == (None, 0)
+    assert same.difference is not None
+    assert same.difference.value == pytest.approx(ours.mean() - theirs.mean())
+
+
+def test_results_of_a_training_and_its_repetition_are_noted(results: Path, tmp_path: Path) -> None:
+    assert not compare([results]).notes
+    trained = {"settings": {"recipe": {"lr": 1}, "seed": 1}}
+    save(tmp_path, "base", "pick-cube")
+    save(tmp_path, "aligned", "pick-cube", policy="pi0-new", **trained)
+    save(tmp_path, "aligned", "pick-cube", "lighting", policy="pi0-old", **trained)
+    save(tmp_path / "bowl", "aligned", "cube-in-bowl", policy="pi0-bowl", **trained)
+    (note,) = compare([tmp_path]).notes
+    assert note == (
+        "aligned on pick-cube (training seed 1): its results are of 2 policies "
+        "(pi0-old: lighting; pi0-new: in-domain): evaluate all suites of one"
+    )
+
+
 def test_what_cannot_be_paired_or_read_is_noted_and_the_rest_compared(tmp_path: Path) -> None:
     save(tmp_path / "results", "base", "pick-cube", won=[True] * 10)
     ours = save(tmp_path / "results", "aligned", "pick-cube")

@@ -112,16 +112,24 @@ def test_every_kind_of_training_exports_as_an_adapter(
     job = tmp_path / "jobs" / "trained"
     base = load_policy(tiny_policy_dir)
     heads = None if recipe.name == "lora" else HEADS
-    finetune(base, demos, replace(recipe, steps=3, batch=2, draws=1), job, heads=heads, progress=False)
+    finetune(
+        base, demos, replace(recipe, steps=3, warmup=0, batch=2, draws=1), job, heads=heads, progress=False
+    )
     retain(job, [0.5])
     for name in ("trained", "trained-retain-0.5"):
         if (recipe.name, name) != ("aligned", "trained"):  # one fresh process is enough: they take seconds
             monkeypatch.setattr(export_module, "ask_fresh_process", answer_from_this_process)
-        done = export_job(job.with_name(name), tmp_path / "out" / name, demos, form="peft")
+        ours, theirs = (
+            load_policy(path).fingerprint for path in (job.with_name(name) / "policy", tiny_policy_dir)
+        )
+        measured = {"task": "pick-cube", "arm": "a", "n": 10, "success_rate": 0.5, "wilson": [0.2, 0.8]}
+        results = [{**measured, "policy": policy} for policy in (ours, "pi0-before-it-was-repeated", theirs)]
+        done = export_job(job.with_name(name), tmp_path / "out" / name, demos, form="peft", results=results)
         assert done.difference <= 1e-6
         assert done.frames == 8
         card = json.loads((tmp_path / "out" / name / "card.json").read_text())
-        assert card["policy"] == load_policy(job.with_name(name) / "policy").fingerprint == done.fingerprint
+        assert card["policy"] == ours == done.fingerprint
+        assert [result["policy"] for result in card["results"]] == [ours, theirs]
         assert card["base"] == {"source": tiny_policy_dir.name, "fingerprint": card["base"]["fingerprint"]}
         for file in (tmp_path / "out" / name).iterdir():
             assert str(tmp_path).encode() not in file.read_bytes(), (
@@ -195,10 +203,15 @@ def test_the_old_export_survives_a_failing_new_one(
 
 
 def test_bad_input_is_named(policy: Policy, observations: list[Observation], tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
-    with pytest.raises(UsageError, match="is not a policy: it will not be overwritten"):
-        export(policy, tmp_path / "thesis", observations, {}, overwrite=True)
+    for precious in ("thesis/chapter1.tex", "somebodys-policy/config.json"):
+        file = tmp_path / precious
+        file.parent.mkdir()
+        file.write_text("{}")
+        with pytest.raises(
+            UsageError, match=r"is no export of ours \(no card.json\): it will not be overwritten"
+        ):
+            export(policy, file.parent, observations, {}, overwrite=True)
+        assert file.exists()
     with pytest.raises(UsageError, match="at least one observation"):
         export(policy, tmp_path / "tuned", [], {})
     attach(policy, HEADS.heads)

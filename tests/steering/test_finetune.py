@@ -149,8 +149,11 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
     assert learning_rate(recipe, 0) == pytest.approx(0.1, rel=1e-2)
     assert learning_rate(recipe, 50) == pytest.approx(0.1 + 0.9 * 0.5)
     assert learning_rate(recipe, 100) == pytest.approx(0.1)
-    rates = [learning_rate(recipe, s) for s in range(10, 100)]
-    assert rates == sorted(rates, reverse=True)
+    rates = [learning_rate(recipe, s) for s in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    peak = 0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * 9 / 100))  # the cosine has run since step 0
+    assert rates[9] == pytest.approx(peak)
 
 
 def test_the_average_of_the_weights_is_what_is_saved(
@@ -163,7 +166,7 @@ def test_the_average_of_the_weights_is_what_is_saved(
     expected = load_file(tiny_policy_dir / "model.safetensors")[name].double()
     schedule = finetune_module.learning_rate
     for step in range(4):
-        plain = replace(SMALL, steps=step + 1)
+        plain = replace(SMALL, steps=step + 1, warmup=0)
         with pytest.MonkeyPatch.context() as patch:  # the schedule of the whole training
             patch.setattr(finetune_module, "learning_rate", lambda _, at: schedule(recipe, at))
             run(load_policy(tiny_policy_dir), demos, tmp_path / str(step), plain)

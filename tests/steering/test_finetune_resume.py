@@ -24,6 +24,7 @@ from interp.heads import Head
 from interp.policies import Policy, load_policy
 from steering.finetune import TrainingError
 from steering.headset import HeadSet
+from steering.memory import PeakMemory
 from steering.progress import Progress
 from steering.recipes import Recipe
 
@@ -56,6 +57,7 @@ from interp.heads import Head
 from interp.policies import load_policy
 from steering.finetune import finetune
 from steering.headset import HeadSet
+from steering.memory import PeakMemory
 from steering.recipes import Recipe
 heads = HeadSet((Head("expert", 0, 3), Head("expert", 2, 0)))
 recipe = Recipe.named("aligned", steps=60, batch=4, draws=2, warmup=2)
@@ -75,6 +77,49 @@ finetune(load_policy({str(tiny_policy_dir)!r}), Demonstrations.open({str(demos.p
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert [e["step"] for e in events(tmp_path / "killed")] == list(range(1, 61))
     assert [e["loss"] for e in events(tmp_path / "killed")] == [e["loss"] for e in events(tmp_path / "whole")]
+
+
+def test_the_peak_memory_of_a_resumed_training_is_that_of_all_its_parts(
+    tiny_policy_dir: Path, demos: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first part peaks at 900 MB, the second at 500 and later 600."""
+    marks = {"first": [900.0] * 9, "second": [500.0, 500.0, 600.0, 600.0, 600.0]}
+    policy = load_policy(tiny_policy_dir)
+    loss, calls = policy.loss, iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(PeakMemory, "so_far", lambda self: marks["first"].pop(0))
+        patch.setattr(
+            policy, "loss", lambda *given: loss(*given) * (float("nan") if next(calls) == 4 else 1.0)
+        )
+        with pytest.raises(TrainingError):
+            run(policy, demos, tmp_path)
+    monkeypatch.setattr(PeakMemory, "so_far", lambda self: marks["second"].pop(0))
+    assert run(load_policy(tiny_policy_dir), demos, tmp_path).summary["peak_memory_mb"] == 900.0
+
+
+def test_a_second_training_of_one_job_is_refused_while_the_first_runs(
+    tiny_policy_dir: Path, demos: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked in the middle of the first, whose files and weights it leaves alone; when that has ended, it is free."""
+    policy, second = load_policy(tiny_policy_dir), load_policy(tiny_policy_dir)
+    before = {name: value.clone() for name, value in second.module.state_dict().items()}
+    update, refused = Progress.update, []
+
+    def asking(self: Progress, step: int, **values: float) -> None:
+        update(self, step, **values)
+        if step == 3:
+            with pytest.raises(UsageError) as caught:
+                run(second, demos, tmp_path / "job")
+            refused.append(str(caught.value))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "update", asking)
+        first = run(policy, demos, tmp_path / "job")
+    (line,) = refused
+    assert "job: another process trains there: wait for it or stop it, or use another --name" in line
+    assert all(torch.equal(value, before[name]) for name, value in second.module.state_dict().items())
+    assert [event["step"] for event in events(tmp_path / "job")] == [1, 2, 3, 4, 5, 6]
+    assert run(second, demos, tmp_path / "job").summary == first.summary
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -143,6 +143,16 @@ def test_the_published_settings_are_a_recipe() -> None:
     assert (recipe.betas, recipe.weight_decay) == ((0.9, 0.95), 1e-10)
 
 
+def test_the_warm_up_ends_before_the_training_does() -> None:
+    for steps, warmup in ((1, 0), (3, 2), (20, 19), (21, 20), (30, 20), (250, 20)):
+        assert Recipe.named("aligned", steps=steps).warmup == warmup
+    assert Recipe.named("aligned", steps=30, warmup=5).warmup == 5
+    with pytest.raises(UsageError, match="warmup = 200 of steps = 200; it must be shorter"):
+        Recipe.named("paper", **{**PUBLISHED, "steps": 200})
+    with pytest.raises(UsageError, match="warmup = 2 of steps = 2; it must be shorter"):
+        replace(SMALL, steps=2)
+
+
 def test_generic_heads_are_those_that_other_tasks_rank_first(policy: Policy, scores: HeadScores) -> None:
     """Ranks by hand: on the tasks below expert.L1H1 is second and first, L2H3 first and third, the rest behind."""
     second = np.full((3, 4), 9.0)

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from interp.errors import UsageError
+from interp.knn import best_add
 from interp.policies import load_policy
+from interp.runs import Run
 from steering.compare import compare_entries
 from steering.episode import Episode
 from steering.recipes import Recipe
@@ -22,7 +24,7 @@ from steering.reproduce.experiment import done, keep, restore, run
 from steering.reproduce.plan import FULL, PLANS, Arm, Plan, Study
 from steering.reproduce.pool import Cluster
 from steering.reproduce.records import read_records, write_costs, write_record
-from steering.reproduce.work import alone, perform, results_path
+from steering.reproduce.work import alone, perform, results_path, run_path
 from steering.results import Result, result_path, save_result
 from steering.suites import SUITES
 from testbed.tasks import PRETRAINING, TARGETS
@@ -339,7 +341,7 @@ def test_what_was_trained_with_another_recipe_is_not_done(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_suites_of_one_arm_are_of_one_policy(tmp_path: Path) -> None:
     """A record made where arithmetic differs is of another policy: its cells are measured again, not mixed in."""
-    arm = Arm("aligned", heads=3)
+    arm = Arm("aligned", heads=3, by="best-add")
     plan = Plan(
         "quick",
         (Study("more", "?", (arm,), ("lighting",), ("press-button-hard",)),),
@@ -359,6 +361,8 @@ def test_suites_of_one_arm_are_of_one_policy(tmp_path: Path) -> None:
     assert {r.suite for r in found} == {"lighting", "in-domain"}
     assert len({r.policy for r in found}) == 1
     assert "pi0-another" not in {r.policy for r in found}
+    together = best_add(Run.open(run_path(tmp_path / "work", "press-button-hard", 0, 2)), 3)
+    assert found[0].heads == tuple(map(str, together.heads))
 
 
 def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path: Path) -> None:

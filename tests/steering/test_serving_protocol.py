@@ -1,6 +1,7 @@
 """Promises of the frames and layouts: what openpi-client writes is read exactly, anything else is named in one line."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import msgpack
@@ -27,6 +28,7 @@ from steering.serving.protocol import FrameError, pack, unpack
         np.int64(-3),
         "pick up the cube",
         {"a": [1, 2.5, None, b"bytes"]},
+        {"images": {"front": np.zeros((2, 2, 3), np.uint8)}, "words": ["pick", "up"] * 20, "empty": [[], {}]},
     ],
     ids=str,
 )
@@ -68,6 +70,12 @@ def array(data: bytes = b"\0" * 8, dtype: object = "<f4", shape: object = (2,)) 
         (array(shape=(2.0,)), "whole numbers from 0"),
         (array(shape="ab"), "whole numbers from 0"),
         (array(data=b"", shape=(0,) * 40), "the frame has 0"),
+        (array(data=b"", dtype="|S0", shape=(2**40,)), "dtype |S0 is refused"),
+        (array(data=b"", dtype="<U0", shape=(2**40,)), "dtype <U0 is refused"),
+        (b"\x81\xa1k" + b"\xdd\x00\x10\x00\x00" + b"\x80" * 9, "exceeds max_array_len"),
+        (b"\x81\xa1k" + b"\xdf\x00\x10\x00\x00" + b"\xc0" * 9, "exceeds max_map_len"),
+        (msgpack.packb({"k": [[{}] * 4000] * 17}), "more than 65536 entries in maps and lists"),
+        (msgpack.packb({"k": [{"a": 1}] * 4000, "l": [[0] * 4000] * 14}), "more than 65536 entries"),
         (msgpack.packb({"k": {b"__npgeneric__": True, b"data": "x", b"dtype": "<f4"}}), "is no float32"),
         (msgpack.packb({"k": {b"__npgeneric__": True, b"data": 1, b"dtype": "|O"}}), "is refused"),
     ],
@@ -78,6 +86,19 @@ def test_anything_else_is_refused_in_one_line(frame: bytes, message: str) -> Non
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 200
+
+
+def test_a_frame_costs_little_more_memory_than_its_bytes() -> None:
+    """Empty maps take 64 bytes for each on the wire: a frame of 32 MB would take gigabytes, and every frame waits."""
+    frame = msgpack.packb({"k": [[{}] * 4000] * 1000})
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError):
+            unpack(frame)
+        peak = tracemalloc.get_traced_memory()[1]
+        assert peak < 2 * len(frame) + 10 * 2**20, "65536 entries take about 100 bytes each"
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("value", [np.array([object()]), np.array([1j]), np.zeros(1, "V4"), object()])

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import toy_env  # noqa: F401 (registers Toy-v0)
 
+import robosteer
 from interp.errors import UsageError
 from interp.policies import Policy
 from steering.episode import Episode
+from steering.progress import Progress
 from steering.results import Result, load_result, result_path, save_result
+from steering.rollouts import RolloutError
 from steering.suites import FACTORS, GROUPS, SUITES, Subject, Suite, choose, custom, run_suites
 from testbed.expert import Expert
 from testbed.tabletop import Tabletop
@@ -126,7 +129,56 @@ def test_what_is_done_is_not_run_again(tiny_policy_dir: Path, policy: Policy, tm
         run("no-such-policy", tmp_path, [EASY], name="base", against="tuned")
 
 
-def test_results_of_another_policy_or_condition_are_not_believed(
+def test_what_an_interruption_leaves_unfinished_is_kept(
+    tiny_policy_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the third of four episodes of two suites: one suite is whole, of the other there is one episode."""
+    update = Progress.update
+
+    def interrupting(self: Progress, step: int, **values: float) -> None:
+        update(self, step, **values)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "update", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_policy_dir, tmp_path, [EASY, HARD], workers=1)
+    hard = result_path(tmp_path, "tuned", "hard")
+    part = load_result(hard)
+    assert [e.seed for e in part.episodes] == [0]
+    assert (part.suite, part.factor, part.paired) == ("hard", "physical", None)
+    whole = [("easy", [(0, True), (1, True)], 0), ("hard", [(0, False), (1, False)], 1)]
+    assert run(tiny_policy_dir, tmp_path, [EASY, HARD], workers=1) == whole
+
+    before = hard.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "update", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_policy_dir, tmp_path, [EASY, HARD], workers=1, again=True)
+    assert hard.read_bytes() == before, "a whole result is replaced by a whole one"
+
+
+def test_what_was_run_before_a_worker_died_is_kept(tiny_policy_dir: Path, tmp_path: Path) -> None:
+    crash = Suite("crash", task="crash")  # in the episode with seed 3
+    with pytest.raises(RolloutError, match="died in the episode with seed 3"):
+        run(tiny_policy_dir, tmp_path, [crash], n=5, workers=1)
+    found = run(tiny_policy_dir, tmp_path, [crash], n=3, workers=1)
+    assert [(suite, len(episodes), new) for suite, episodes, new in found] == [("crash", 3, 0)]
+
+
+def test_another_condition_than_the_baselines_is_told_before_anything_is_run(tmp_path: Path) -> None:
+    settings = {"rolled_out": "sum", **EASY.options}
+    base = Result("base", "base", "sum", "pi0-1", (Episode(0, True, 1),), settings=settings, suite="easy")
+    save_result(result_path(tmp_path, "base", "easy"), base)
+    harder = dataclasses.replace(EASY, options=HARD.options)
+    with pytest.raises(UsageError, match=r"tuned has variation .*-1000.*, base has .*1000.*only like"):
+        run("no-such-policy", tmp_path, [harder], n=1, against="base")
+    with pytest.raises(UsageError, match="tuned has task crash, base has sum: only like"):
+        run("no-such-policy", tmp_path, [dataclasses.replace(EASY, task="crash")], n=1, against="base")
+
+
+def test_results_of_another_policy_are_not_believed_and_of_another_condition_not_replaced(
     tiny_policy_dir: Path, other_policy_dir: Path, policy: Policy, tmp_path: Path
 ) -> None:
     settings = {"seed0": 0, "execute": policy.spec.execute, "env": TOY, "rolled_out": "sum", **EASY.options}
@@ -140,9 +192,22 @@ def test_results_of_another_policy_or_condition_are_not_believed(
     assert load_result(path).episodes[0].steps == 5
     save_result(path, kept)
     harder = dataclasses.replace(EASY, options=HARD.options)
-    assert run(tiny_policy_dir, tmp_path, [harder], **once) == [("easy", [(0, False)], 1)]
+    known = {**once, "fingerprint": policy.fingerprint}
+    for suite, changes, apart in (
+        (harder, {}, r"variation {'offset': 1000.0}, not {'offset': -1000.0}"),
+        (EASY, {"seed0": 100}, r"seed 0, not 100"),
+        (EASY, {"execute": 1}, r"execute 2, not 1"),
+        (EASY, {"cameras": {"front": "top"}}, r"cameras None, not {'front': 'top'}"),
+        (dataclasses.replace(EASY, task="bug"), {"seed0": 1}, r"task sum, not bug; seed 0, not 1"),
+    ):
+        with pytest.raises(UsageError, match=rf"easy.json holds .* with {apart}: .*--name.* --again"):
+            run("no-such-policy", tmp_path, [suite], **{**known, **changes})
+    save_result(path, dataclasses.replace(kept, settings={**settings, "cameras": {"front": "top"}}))
+    with pytest.raises(UsageError, match=r"with cameras {'front': 'top'}, not None"):
+        run("no-such-policy", tmp_path, [EASY], **known)
+    assert run(tiny_policy_dir, tmp_path, [harder], again=True, **once) == [("easy", [(0, False)], 1)]
     with pytest.raises(UsageError, match="its directory has changed"):
-        run(other_policy_dir, tmp_path, [EASY], fingerprint=policy.fingerprint, **once)
+        run(other_policy_dir, tmp_path, [EASY], fingerprint=policy.fingerprint, again=True, **once)
 
 
 def test_a_missing_baseline_is_told_before_anything_is_run(tmp_path: Path) -> None:
@@ -150,6 +215,12 @@ def test_a_missing_baseline_is_told_before_anything_is_run(tmp_path: Path) -> No
         UsageError, match=r"base--easy.json does not exist: evaluate base on suite easy first"
     ):
         run("no-such-policy", tmp_path, [EASY], against="base")
+
+
+def test_a_baseline_without_a_run_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert robosteer.main(["evaluate", "--task", "pick", "--n", "1", "--against", "base"]) == 2
+    said = capsys.readouterr().err
+    assert said == "robosteer evaluate: --against base: name the --run that holds these results\n"
 
 
 def test_a_suite_of_ones_own_is_of_no_factor() -> None:

@@ -2,12 +2,16 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import testbed.demos
+from testbed.dataset import write_dataset
 from testbed.demos import record
 from testbed.episodes import play
 from testbed.tabletop import Tabletop
@@ -77,9 +81,33 @@ def test_an_existing_directory_is_never_written_over(dataset):
     assert before == sorted(p.stat().st_mtime_ns for p in dataset.rglob("*"))
 
 
+def test_a_second_recording_of_one_name_is_refused_and_harms_none(dataset, tmp_path):
+    record_again = (
+        "import sys; from testbed.demos import record\n"
+        "try: record('marker-in-mug', 3, sys.argv[1], seed=900, workers=1, progress=False)\n"
+        "except ValueError as error: print(error)"
+    )
+    refused = ""
+
+    def meanwhile(*given):
+        nonlocal refused
+        write_dataset(*given)
+        command = [sys.executable, "-c", record_again, str(tmp_path / "mug")]
+        refused = subprocess.run(command, capture_output=True, text=True).stdout
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(testbed.demos, "write_dataset", meanwhile)
+        path = record("marker-in-mug", 3, tmp_path / "mug", seed=900, workers=1, progress=False)
+    assert refused.strip() == f"{path}: another process records there; wait for it or name another directory"
+    ours, theirs = (pq.read_table(d / "data/chunk-000/file-000.parquet") for d in (path, dataset))
+    assert ours.equals(theirs)
+
+
 def test_bad_requests(tmp_path):
     with pytest.raises(TestbedError, match="at least 1"):
         record("pick", 0, tmp_path / "x")
+    with pytest.raises(TestbedError, match="seed -1: seeds start at 0"):
+        record("pick", 1, tmp_path / "x", seed=-1)
     with pytest.raises(TestbedError, match="task 'pik'"):
         record("pik", 1, tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -139,6 +139,24 @@ def test_variations_leave_alone_what_they_do_not_speak_of(env):
     assert not np.array_equal(varied.joints, plain.joints)
 
 
+def test_a_knob_that_is_named_wins_over_the_tasks_own_look_also_with_its_standard_value(env):
+    def reset(**knobs):
+        env.reset(seed=3, options={"task": "pick-cube", "variation": knobs})
+        return env.layout.variation
+
+    own = TASKS["pick-cube"].look
+    assert reset() == own
+    assert own.light == 0.95
+    assert reset(light=1.0) == dataclasses.replace(own, light=1.0)
+    asked, own_light = (shown["images"]["front"].mean() for shown in (env.observe(), env.twin({})))
+    assert asked > own_light
+    assert reset(table=None) == own, "None keeps the task's own"
+    assert reset(distractors=1) == dataclasses.replace(own, distractors=1)
+    # an object says all knobs: that some are standard is no wish
+    env.reset(seed=3, options={"variation": Variation(form="taller")})
+    assert env.layout.variation == dataclasses.replace(own, form="taller")
+
+
 def test_pose_knobs_move_the_region(env):
     spots = {}
     for name, variation in {
@@ -184,6 +202,21 @@ def test_the_controls_take_away_one_input_each(env):
         ({"variation": {"distractors": 9}}, "0 to 3"),
         ({"variation": {"target_colour": "mauve"}}, "mauve"),
         ({"variation": {"form": "round"}}, "standard, swapped, taller"),
+        ({"variation": {"form": {"a": 1}}}, "standard, swapped, taller"),
+        ({"variation": {"repaint": ["red"]}}, "use one of red"),
+        ({"variation": {"light": "abc"}}, "light 'abc': must be a finite number"),
+        ({"variation": {"light": True}}, "light True: must be a finite number"),
+        ({"variation": {"robot_start": float("nan")}}, "robot_start nan: must be a finite number"),
+        ({"variation": {"gripper_offset": 0.01}}, "gripper_offset 0.01: must be 3 finite numbers"),
+        ({"variation": {"camera_offset": [0, 0]}}, r"camera_offset \(0, 0\): must be 3 finite numbers"),
+        ({"variation": {"camera_offset": [0, 0, float("inf")]}}, "must be 3 finite numbers"),
+        ({"variation": {"pose_shift": [0, "x"]}}, "must be 2 finite numbers"),
+        ({"variation": {"table": "red"}}, "table 'red': must be 3 finite numbers"),
+        ({"variation": {"table": [0, 0, 255]}}, "red, green and blue from 0 to 1"),
+        ({"variation": {"distractors": 1.5}}, "distractors 1.5: must be 0 to 3, a whole number"),
+        ({"variation": {"distractors": 1.0}}, "a whole number"),
+        ({"variation": {"light_direction": [0, 0, 0]}}, "must point somewhere"),
+        ({"variation": {"camera_fovy": 0}}, "between 0 and 180 degrees"),
         ({"colour": "red"}, "reset option 'colour'"),
         ({"paraphrase": 9}, "paraphrase 9"),
     ],

@@ -40,10 +40,14 @@ def load(directory: Path, kind: str, device: "str | torch.device", source: str) 
             f"{directory} is a LeRobot policy ({kind}), and LeRobot is not installed here: "
             "use the environment of `make setup-lerobot`, or pip install 'robosteer[lerobot]'"
         )
-    from interp.policies.lerobot.files import read
+    from interp.policies.lerobot.files import read_config, read_network, read_processors
     from interp.policies.lerobot.policy import LeRobotPolicy
+    from interp.policies.lerobot.statistics import check
 
-    module, pre, post = read(directory, device)
+    config = read_config(directory)
+    pre, post = read_processors(directory, config)
+    check(pre, post, source)
+    module = read_network(directory, config, device)
     return LeRobotPolicy(families[kind](module), pre, post, source)
 
 

@@ -9,7 +9,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,32 +31,54 @@ CONTROL_RATE = 30.0
 """Actions a second: LeRobot's layout does not say, and this is what its robots and its policy server start with."""
 
 
-def read(directory: Path, device: str | torch.device) -> tuple[Any, Any, Any]:
-    """LeRobot's policy with the weights of the directory, its pre-processor and its post-processor.
-
-    The network goes to the device. To LeRobot, and in what it saves, all is on the CPU, which every robot has.
-    """
+def read_config(directory: Path) -> Any:
+    """LeRobot's configuration. To LeRobot, and in what it saves, all is on the CPU, which every robot has."""
     for name in (WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
         if not (directory / name).is_file():
             raise UsageError(f"{directory} is no LeRobot policy: it has no {name}")
+    with _loading(directory):
+        config = PreTrainedConfig.from_pretrained(str(directory))
+        config.device = "cpu"
+        return config
+
+
+def read_processors(
+    directory: Path,
+    config: Any,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> tuple[Any, Any]:
+    """The pre-processor and the post-processor; `before` and `after` replace settings of their steps, by step."""
+    with _loading(directory):
+        pre, post = make_pre_post_processors(
+            config,
+            pretrained_path=str(directory),
+            preprocessor_overrides={"device_processor": {"device": "cpu"}, **(before or {})},
+            postprocessor_overrides=dict(after or {}),
+        )
+        return pre, post
+
+
+def read_network(directory: Path, config: Any, device: str | torch.device) -> Any:
+    """LeRobot's policy with the weights of the directory, on the device."""
+    with _loading(directory):
+        module = _built(get_policy_class(config.type), config)
+        _fill(module, load_file(directory / WEIGHTS), directory)
+        return module.to(device)
+
+
+@contextlib.contextmanager
+def _loading(directory: Path) -> Iterator[None]:
+    """In silence, and what goes wrong in one line."""
     try:
         with quiet():
-            config = PreTrainedConfig.from_pretrained(str(directory))
-            config.device = "cpu"
-            kind = get_policy_class(config.type)
-            module = _built(kind, config)
-            _fill(module, load_file(directory / WEIGHTS), directory)
-            overrides = {"device_processor": {"device": "cpu"}}
-            pre, post = make_pre_post_processors(
-                config, pretrained_path=str(directory), preprocessor_overrides=overrides
-            )
+            yield
     except UsageError:
         raise
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
         lines = str(error).strip().splitlines()
         first = lines[0] if lines else ""
         raise UsageError(f"cannot load the policy in {directory}: {type(error).__name__}: {first}") from error
-    return module.to(device), pre, post
 
 
 def _built(kind: Any, config: Any) -> Any:
