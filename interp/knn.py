@@ -165,8 +165,9 @@ def rank(
     With `greedy`, settings["greedy"] holds each tower's `best_add` of n heads.
     """
     settings = settings or KnnSettings()
+    signals = run.signals()
     if not towers:
-        captured = ", ".join(run.info["captured"]) or "none"
+        captured = ", ".join(run.info["captured"])
         raise UsageError(f"no towers to rank: name some of those that run {run.path} has: {captured}")
     scored, chosen, added = {}, {}, {}
     for tower in towers:
@@ -191,7 +192,6 @@ def rank(
             found = best_add(run, len(selection.heads), tower, settings, progress=progress)
             heads = [str(head) for head in found.heads]
             added[tower] = {"k": found.k, "heads": heads, "joint_error": list(found.path)}
-    signals = run.signals()
     single_episode = len(np.unique(signals.episode)) == 1
     fold = f"leave out +-{settings.window} frames" if single_episode else "leave one episode out"
     return HeadScores(
