@@ -172,10 +172,15 @@ def _what_it_costs_elsewhere(entries: Sequence[Entry]) -> list[str]:
     if not worst:
         return ["No arm was shown to forget the pretraining tasks."]
     least = max(lost, key=lambda c: c.difference.value)
-    return [
+    said = [
         f"Expect to lose pretraining tasks: {_arms(worst)}, against the base; `{least.arm}` keeps most "
         f"({points(least.difference)})."
     ]
+    made = contrast(entries, "aligned", "lora", "pretraining")
+    if made is not None and made.finding(MARGIN) in ("better", "worse"):
+        less = "less" if made.finding(MARGIN) == "better" else "more"
+        said.append(f"Finetuning few heads forgets {less} than LoRA: {_of(made)} on the pretraining tasks.")
+    return said
 
 
 def _beware(entries: Sequence[Entry]) -> list[str]:
