@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import interp.data.verbs
+import interp.head_verbs
 import interp.verbs
 import steering.verbs
 import testbed.verbs
@@ -158,6 +159,7 @@ VERBS = (
     *testbed.verbs.VERBS,
     *interp.data.verbs.VERBS,
     *interp.verbs.VERBS,
+    *interp.head_verbs.VERBS,
     *steering.verbs.VERBS,
     (app, _app_takes),
     (bench, _bench_takes),

@@ -21,8 +21,9 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
+from interp.edits import single
 from interp.hooked import HookedVLA
-from interp.patching import Pairs, everywhere, patch
+from interp.patching import Pairs, patch
 from interp.policies import Observation, Policy, load_policy
 from interp.runs import write_atomic, write_json
 
@@ -93,7 +94,7 @@ def against_frames(policy: Policy, repeats: int) -> dict[str, Any]:
 
 def against_heads(policy: Policy, repeats: int) -> dict[str, Any]:
     few = observations(policy, 2)
-    pairs, edits = Pairs((few[0],), (few[1],)), everywhere(policy, "expert")
+    pairs, edits = Pairs((few[0],), (few[1],)), single(policy, "expert")
     # Every k-th head, so that every number of heads has the same mix of layers.
     chosen = {len(edits[::k]): edits[::k] for k in (8, 4, 2, 1)}
     return line({n: partial(patch, policy, pairs, some) for n, some in chosen.items()}, repeats)

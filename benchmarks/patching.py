@@ -41,8 +41,9 @@ from transformer_lens import patching
 
 from interp.attribution import atp
 from interp.attribution.atp import agreement
+from interp.edits import single
 from interp.hooked import HookedVLA
-from interp.patching import Pairs, Sides, everywhere, patch, patch_heads
+from interp.patching import Pairs, Sides, patch, patch_heads
 from interp.policies import Observation, Policy, Prefix, load_policy
 from interp.runs import write_json
 
@@ -101,7 +102,7 @@ class Case:
         return [(head.layer, head.index) for head in self.policy.spec.live_heads([tower])]
 
     def ours(self, tower: str) -> Grid:
-        return patch(self.policy, self.pairs, everywhere(self.policy, tower), block=len(self.pairs)).effect
+        return patch(self.policy, self.pairs, single(self.policy, tower), block=len(self.pairs)).effect
 
     def transformer_lens(self, tower: str, shared: bool) -> Grid:
         view = self.vla.view(tower)

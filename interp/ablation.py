@@ -22,68 +22,25 @@ Axes: edit (a head, or a set of heads ablated together), frame, horizon, action;
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from einops import rearrange, reduce, repeat
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.assembly import Interval, bootstrap, resumable, spread, tower_scores
 from interp.demos import Demonstrations
 from interp.devices import exactly
-from interp.edits import NOTHING, Edit, single, z_values
+from interp.edits import NOTHING, Edit, single
 from interp.errors import UsageError
 from interp.heads import Head
-from interp.noise import frame_noise
-from interp.policies.protocol import Batch, Policy
+from interp.policies.protocol import Policy
 from interp.scores import HeadScores
 from interp.sites import Tap, site_name, tapped
+from interp.substitutes import AblationSettings as AblationSettings
+from interp.substitutes import Passes, Substitutes
 from interp.sweep import BUDGET, Stage
-
-MODES = ("zero", "mean", "resample")
-EFFECTS = ("action", "loss")
-
-
-@dataclass(frozen=True)
-class AblationSettings:
-    """How heads are ablated and what is measured.
-
-    `frames` frames are taken evenly from the demonstrations (None: all), `block` of them a pass. `draws` is the number
-    of (noise, time) draws of the loss, at evenly spaced times; `donors` the number of frames that resampling averages
-    the effect over.
-    """
-
-    mode: Literal["zero", "mean", "resample"] = "zero"
-    effect: Literal["action", "loss"] = "action"
-    frames: int | None = 60
-    draws: int = 4
-    donors: int = 1
-    block: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UsageError(f"unknown ablation {self.mode!r}: known are {', '.join(MODES)}")
-        if self.effect not in EFFECTS:
-            raise UsageError(f"unknown effect {self.effect!r}: known are {', '.join(EFFECTS)}")
-        for name in ("frames", "draws", "donors", "block"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-
-    @property
-    def method(self) -> str:
-        """`ablation-zero`, and `ablation-zero-loss` for the other effect: also the name of the scores file."""
-        return f"ablation-{self.mode}" + ("" if self.effect == "action" else f"-{self.effect}")
-
-    @property
-    def units(self) -> str:
-        return "normalised action units" if self.effect == "action" else "increase of the flow-matching loss"
-
-    @property
-    def repeats(self) -> int:
-        return self.donors if self.mode == "resample" else 1
 
 
 @dataclass(frozen=True)
@@ -117,8 +74,8 @@ def ablate(
     """The effect of ablating every live head alone. Mean over frames; 95 % interval over resampled episodes.
 
     `reference` are the frames behind mean and resample; the demonstrations themselves by default. With a directory an
-    interrupted call resumes (keep one directory a run: `run.path / ".sweeps" / settings.method`). Dead heads have no
-    score: that ablating them changes not one bit is checked here, and a head that breaks this promise is an error.
+    interrupted call resumes. Dead heads have no score: that ablating them changes not one bit is checked here, and a
+    head that breaks this promise is an error.
     """
     settings = settings or AblationSettings()
     problem = _Problem(policy, demos, settings, reference or demos, budget)
@@ -213,7 +170,8 @@ class _Problem:
         self.budget = budget
         self.frames = spread(len(demos), settings.frames)
         self.episode = demos.episode_of[self.frames]
-        self._means: dict[str, dict[str, Tensor]] = {}
+        self.passes = Passes(policy, self.demos, settings)
+        self.substitutes = Substitutes(self.passes, Passes(policy, self.reference, settings))
 
     def changes(
         self, edits: Sequence[Edit], directory: Path | None, progress: bool
@@ -244,12 +202,11 @@ class _Problem:
     def block(
         self, frames: Sequence[int], edits: Sequence[Edit]
     ) -> Float[np.ndarray, "edit frame repeat horizon action"]:
-        batch = self._batch(self.demos, frames)
-        stage = Stage(self.policy, batch, self.budget)
+        stage = Stage(self.policy, self.passes.batch(frames), self.budget)
         towers = sorted({head.tower for edit in edits for head in edit.heads})
         repeats = []
         for at in range(self.settings.repeats):
-            values = self._values(frames, towers, at)
+            values = self.substitutes.of(frames, stage.batch, towers, at)
             out = self._measured(stage, frames, [NOTHING, *edits], values)
             repeats.append(exactly(out[1:] - out[:1]).numpy())
         return np.stack(repeats, axis=2)
@@ -269,7 +226,7 @@ class _Problem:
         if not dead:
             return
         frame = self.frames[:1].tolist()
-        batch, noise = self._batch(self.demos, frame), self._noise(frame, draws=1)[:, 0]
+        batch, noise = self.passes.batch(frame), self.passes.noise(frame, draws=1)[:, 0]
 
         def silence(layer: int) -> Tap:
             def zero(z: Tensor, step: int | None) -> Tensor:
@@ -301,101 +258,9 @@ class _Problem:
     ) -> Float[Tensor, "edit frame horizon action"]:
         """The normalised chunk, or the loss averaged over draws (NaN at steps past the end of the episode)."""
         if self.settings.effect == "action":
-            return stage.denoise(self._noise(frames, draws=1)[:, 0], edits, values)
-        draws = self.settings.draws
-        chunks, over = zip(
-            *(self.demos.chunk(frame, self.policy.spec.horizon) for frame in frames), strict=True
-        )
-        noise = self._noise(frames, draws)
-        actions = self.policy.normalise_actions(torch.tensor(np.stack(chunks)).to(noise))
-        time = self._times(len(frames)).to(noise.device)
-        loss = reduce(
-            stage.loss(actions, noise, time, edits, values), "edit frame draw h a -> edit frame h a", "mean"
-        )
-        return loss.masked_fill(torch.tensor(np.stack(over)).to(loss.device)[None, :, :, None], torch.nan)
-
-    def _times(self, rows: int) -> Float[Tensor, "frame draw"]:
-        draws = self.settings.draws
-        return repeat((torch.arange(draws) + 0.5) / draws, "draw -> frame draw", frame=rows)
-
-    def _noise(
-        self, frames: Sequence[int], draws: int, demos: Demonstrations | None = None
-    ) -> Float[Tensor, "frame draw horizon max_action_dim"]:
-        noise = frame_noise(self.policy, demos or self.demos, frames, self.settings.seed, draws)
-        return rearrange(noise, "(frame draw) h a -> frame draw h a", draw=draws)
-
-    def _batch(self, demos: Demonstrations, frames: Sequence[int]) -> Batch:
-        return self.policy.batch(list(demos.observations(frames)))
-
-    # ---- what takes the place of z
-
-    def _values(self, frames: Sequence[int], towers: Sequence[str], at: int) -> Mapping[str, Tensor] | None:
-        if self.settings.mode == "zero":
-            return None
-        if self.settings.mode == "resample":
-            return self._z([self._donor(frame, at) for frame in frames], towers)[1]
-        for tower in towers:
-            if tower not in self._means:
-                self._means[tower] = self._mean(tower)
-        values = {name: mean for tower in towers for name, mean in self._means[tower].items()}
-        # The loss has one mean a draw, because draws are at different times.
-        return {
-            name: repeat(mean, "step draw ... -> step (frame draw) ...", frame=len(frames))
-            if name.startswith("expert.")
-            else mean
-            for name, mean in values.items()
-        }
-
-    def _z(self, frames: Sequence[int], towers: Sequence[str]) -> tuple[Batch, dict[str, Tensor]]:
-        """z of reference frames, in the same kind of pass as the one that is measured."""
-        batch = self._batch(self.reference, frames)
-        draws = 1 if self.settings.effect == "action" else self.settings.draws
-        noise = rearrange(self._noise(frames, draws, self.reference), "frame draw h a -> (frame draw) h a")
-        if self.settings.effect == "action":
-            return batch, z_values(self.policy, towers, lambda: self.policy.denoise(batch, noise))
-        chunks = np.stack([self.reference.chunk(frame, self.policy.spec.horizon)[0] for frame in frames])
-        actions = self.policy.normalise_actions(torch.tensor(chunks).to(noise)).repeat_interleave(
-            draws, dim=0
-        )
-        time = rearrange(self._times(len(frames)), "frame draw -> (frame draw)").to(noise.device)
-
-        def run() -> None:
-            self.policy.loss(batch, actions, noise, time, self.policy.prefix(batch).repeat(draws))
-
-        return batch, z_values(self.policy, towers, run)
-
-    def _mean(self, tower: str) -> dict[str, Tensor]:
-        """Expert: [step, draw, pos, head, d_head]; others with a batch axis of 1."""
-        frames = spread(len(self.reference), self.settings.frames)
-        totals: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}
-        for start in range(0, len(frames), self.settings.block):
-            block = frames[start : start + self.settings.block].tolist()
-            batch, values = self._z(block, [tower])
-            for name, z in values.items():
-                z = exactly(z)
-                weight = exactly(batch["attention_mask"]) if tower == "vlm" else z.new_ones(len(block))
-                if tower == "expert":
-                    z = rearrange(z, "step (frame draw) ... -> frame step draw ...", frame=len(block))
-                shaped = weight.reshape(*weight.shape, *(1,) * (z.ndim - weight.ndim))
-                totals[name] = totals.get(name, 0) + (z * shaped).sum(dim=0, keepdim=True)
-                counts[name] = counts.get(name, 0) + shaped.sum(dim=0, keepdim=True)
-        device = batch["state"].device
-        means = {
-            name: (total / counts[name].clamp(min=1)).float().to(device) for name, total in totals.items()
-        }
-        return {name: mean[0] for name, mean in means.items()} if tower == "expert" else means
-
-    def _donor(self, frame: int, at: int) -> int:
-        """A frame of another episode; of the same one, but another, if there is only one episode."""
-        own = self.demos.episodes[int(self.demos.episode_of[frame])].index
-        indices = np.array([episode.index for episode in self.reference.episodes])[self.reference.episode_of]
-        others = np.flatnonzero(indices != own)
-        if self.reference.fingerprint != self.demos.fingerprint:
-            others = np.arange(len(self.reference))
-        elif not len(others):
-            others = np.flatnonzero(np.arange(len(self.reference)) != frame)
-        if not len(others):
-            raise UsageError("resample ablation needs another frame to draw from: give a reference set")
-        rng = np.random.default_rng([self.settings.seed, frame, at])
-        return int(rng.choice(others))
+            return stage.denoise(self.passes.noise(frames, draws=1)[:, 0], edits, values)
+        noise = self.passes.noise(frames, self.settings.draws)
+        actions, over = self.passes.targets(frames, noise)
+        loss = stage.loss(actions, noise, self.passes.times(noise), edits, values)
+        mean = reduce(loss, "edit frame draw h a -> edit frame h a", "mean")
+        return mean.masked_fill(over[None, :, :, None], torch.nan)

@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies.protocol import Policy
-from interp.runs import read_json, write_atomic, write_json
+from interp.runs import digest, write_atomic, write_json
 from interp.scores import TowerScores
 
 Interval = tuple[Float[np.ndarray, " score"], Float[np.ndarray, " score"]] | tuple[None, None]
@@ -84,15 +85,12 @@ def resumable(
 ) -> list[np.ndarray]:
     """`compute` of every block; with a directory, results are kept there, and a killed sweep goes on where it was.
 
-    A block depends on nothing but itself and the plan, so resumed numbers equal uninterrupted ones bit for bit. Results
-    of another plan are discarded.
+    A block depends on nothing but itself and the plan, so resumed numbers equal uninterrupted ones bit for bit. Every
+    plan has a folder of its own in the directory, so that sweeps of several plans may run at once.
     """
     if directory is not None:
-        file = directory / "plan.json"
-        if not file.is_file() or read_json(file) != dict(plan):
-            for old in directory.glob("*.npy"):
-                old.unlink()
-            write_json(file, plan)
+        directory = directory / digest(plan)
+        write_json(directory / "plan.json", plan)  # for people: what the folder's name stands for
     results = []
     for at, block in enumerate(tqdm(blocks, desc=desc, unit="block", disable=not progress)):
         path = None if directory is None else directory / f"{at:06d}.npy"
@@ -108,7 +106,9 @@ def resumable(
 
 
 def spread(total: int, wanted: int | None) -> Int[np.ndarray, " item"]:
-    """Places of `wanted` items, evenly among `total`; None: all."""
+    """Places of `wanted` frames, evenly among `total`; None: all."""
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"frames must be at least 1, not {wanted}")
     if wanted is None or wanted >= total:
         return np.arange(total)
     return np.unique(np.linspace(0, total - 1, wanted).round().astype(int))

@@ -37,7 +37,7 @@ from interp.heads import Head
 from interp.noise import frame_noise as frame_noise
 from interp.policies.protocol import Batch, Observation, Policy
 from interp.policies.spec import PolicySpec
-from interp.runs import Run, Signals, read_json, write_atomic, write_json
+from interp.runs import Run, Signals, alone, digest, read_json, write_atomic, write_json
 from interp.sites import Tap, site_name, tapped
 
 Z = Float[Tensor, "frame layer head d_head"]
@@ -117,15 +117,23 @@ def capture(
             "choose another name for the run"
         )
     keys = [(tower, token) for tower in wanted for token in tokens_of(policy.spec, tower)]
-    missing = [(tower, token) for tower, token in keys if token not in run.tokens(tower)]
-    if missing:
-        _Pass.begin(run, len(demos), missing).finish(policy, demos, seed, thumbnails, progress)
+    if _missing(run, keys):
+        busy = f"run {run.path} is being captured by another process: wait until it has ended, or stop it"
+        with alone(run.path / ".capture.lock", busy):
+            run = Run.open(run.path)  # with what the other process has captured by now
+            if missing := _missing(run, keys):
+                _Pass.begin(run, len(demos), missing).finish(policy, demos, seed, thumbnails, progress)
     return run
+
+
+def _missing(run: Run, keys: Sequence[Key]) -> list[Key]:
+    return [(tower, token) for tower, token in keys if token not in run.tokens(tower)]
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One pass over all frames for some towers and tokens, with its committed blocks in `work`."""
+    """One pass over all frames for some towers and tokens, with its committed blocks in `work`, a folder that belongs
+    to the pass's plan. There is one pass at a time (`alone`)."""
 
     run: Run
     keys: tuple[Key, ...]
@@ -134,14 +142,13 @@ class _Pass:
     @classmethod
     def begin(cls, run: Run, frames: int, keys: Sequence[Key]) -> "_Pass":
         """A new pass, or the one that was interrupted if it covers the keys."""
-        work = run.path / ".capture"
-        plan = work / "pass.json"
-        if plan.is_file():
-            interrupted = read_json(plan)
+        passes = run.path / ".capture"
+        for file in passes.glob("*/pass.json"):
+            interrupted = read_json(file)
             planned = tuple((tower, token) for tower, token in interrupted["keys"])
             if interrupted["block"] == BLOCK and set(keys) <= set(planned):
-                return cls(run, planned, work)
-        shutil.rmtree(work, ignore_errors=True)
+                return cls(run, planned, file.parent)
+        shutil.rmtree(passes, ignore_errors=True)
         for tower, token in keys:
             spec = run.spec.towers[tower]
             shutil.rmtree(run.store(tower) / token, ignore_errors=True)
@@ -153,8 +160,9 @@ class _Pass:
                 fill_value=np.nan,
                 compressors=None,  # activations are noise to a compressor
             )
-        # Written last: a pass that has a plan has its arrays.
-        write_json(plan, {"keys": [list(key) for key in keys], "block": BLOCK})
+        plan = {"keys": [list(key) for key in keys], "block": BLOCK}
+        work = passes / digest(plan)
+        write_json(work / "pass.json", plan)  # last: a pass that has a plan has its arrays
         return cls(run, tuple(keys), work)
 
     def finish(
@@ -181,11 +189,8 @@ class _Pass:
                 bar.update(len(frames))
         table = pa.concat_tables([pq.read_table(self._part(start)) for start in starts])
         write_atomic(self.run.path / "signals.parquet", _parquet(table))
-        captured = {tower: list(tokens) for tower, tokens in self.run.info["captured"].items()}
-        for tower, token in self.keys:
-            captured[tower] = sorted({*captured.get(tower, ()), token})
-        self.run.update(captured=captured)
-        shutil.rmtree(self.work)
+        self.run.update({tower: [token for of, token in self.keys if of == tower] for tower, _ in self.keys})
+        shutil.rmtree(self.work.parent)
 
     def _part(self, start: int) -> Path:
         return self.work / f"{start:08d}.parquet"

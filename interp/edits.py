@@ -73,6 +73,20 @@ def single(
     return [Edit((head,), span, position, step) for head in policy.spec.live_heads([tower])]
 
 
+def having(
+    policy: Policy, towers: Iterable[str], span: str | None, position: int | None, step: int | None
+) -> tuple[list[str], dict[str, str]]:
+    """Those of the towers in which there is such a place to edit; of the others, why there is not."""
+    there, without = [], {}
+    for tower in towers:
+        try:
+            check_edits(policy, single(policy, tower, span, position, step))
+            there.append(tower)
+        except UsageError as error:
+            without[tower] = str(error)
+    return there, without
+
+
 def place_of(policy: Policy, edit: Edit, tower: str) -> tuple[slice, ...]:
     """Index of the axes between batch and head: pos, and in vision camera before it."""
     positions = slice(None)

@@ -236,7 +236,7 @@ def explain(
         episode=episode,
         frame=frame,
         length=len(chosen),
-        instruction=chosen.instruction,
+        instruction=observation.instruction,
         names=policy.spec.action_names,
         predicted=_numbers(policy.unnormalise_actions(written.action[0])),
         demonstrated=demonstrated.astype(np.float64),
@@ -330,7 +330,7 @@ def _strongest(
             episode = demos.episodes[int(demos.episode_of[row])]
             if episode.index not in best and len(best) < settings.examples:
                 best[episode.index] = Example(
-                    episode.index, int(demos.frame_of[row]), episode.instruction, float(values[at])
+                    episode.index, int(demos.frame_of[row]), demos.instruction(row), float(values[at])
                 )
         found[head] = tuple(best.values())
     return found

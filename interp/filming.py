@@ -7,6 +7,7 @@ killed goes on with the first missing episode. Memory holds one block of frames.
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +18,10 @@ from tqdm import tqdm
 
 from interp.capture import frame_noise, thumbnail
 from interp.demos import Demonstrations, Episode
-from interp.errors import unknown
+from interp.errors import UsageError, unknown
 from interp.footage import ABOUT, EDITS, SCHEMA, place
 from interp.policies.protocol import Observation, Policy
-from interp.runs import Run, write_json
+from interp.runs import Run, alone, write_json
 from interp.watching import QUERIES, Seen, watch
 
 FRAMES = 16
@@ -36,20 +37,34 @@ def footage(
     edit: str | None = None,
     progress: bool = True,
 ) -> Run:
-    """Write the footage of the named episodes (all by default) that is not there yet; `edit` makes it of twins."""
+    """Write the footage of the named episodes that is not there yet; `edit` makes it of twins.
+
+    By default of all episodes, but for those whose task changes on the way: an episode's footage has the words of one.
+    """
     run.expect(policy=policy.fingerprint, data=demos.fingerprint)
     chosen = {episode.index: episode for episode in demos.episodes}
     for index in episodes or ():
         if index not in chosen:
             raise unknown(f"episode of {demos.path}", index, chosen)
     wanted = [chosen[index] for index in (chosen if episodes is None else episodes)]
-    todo = [episode for episode in wanted if not place(run, episode.index, edit).exists()]
-    for left in (run.path / "attention").glob(".*"):
-        shutil.rmtree(left)  # of an episode that was interrupted
-    label = "footage" if edit is None else f"footage, {EDITS[edit].label}"
-    with tqdm(total=sum(map(len, todo)), unit="frame", desc=label, disable=not progress) as bar:
-        for episode in todo:
-            _write_episode(policy, demos, run, episode, edit, bar.update)
+    changing = [episode for episode in wanted if len(np.unique(demos.task[episode.start : episode.stop])) > 1]
+    if changing:
+        said = f"the task of episode {changing[0].index} changes on the way, and footage has the words of one task"
+        if episodes is not None:
+            raise UsageError(f"{said}: leave it out")
+        warnings.warn(f"{said}: {len(changing)} such episodes are left out", stacklevel=2)
+        wanted = [episode for episode in wanted if episode not in changing]
+    busy = f"run {run.path} is being filmed by another process: wait until it has ended, or stop it"
+    with alone(run.path / ".footage.lock", busy):
+        todo = [episode for episode in wanted if not place(run, episode.index, edit).exists()]
+        for left in (run.path / "attention").glob(".*"):
+            shutil.rmtree(
+                left
+            )  # of an episode that was interrupted; its process is dead, or it would have the lock
+        label = "footage" if edit is None else f"footage, {EDITS[edit].label}"
+        with tqdm(total=sum(map(len, todo)), unit="frame", desc=label, disable=not progress) as bar:
+            for episode in todo:
+                _write_episode(policy, demos, run, episode, edit, bar.update)
     return run
 
 
@@ -118,7 +133,10 @@ class Writer:
     def finish(self, *, episode: int, edit: str | None, settings: Mapping[str, Any]) -> None:
         for array in self.arrays.values():
             array.flush()
+        gone = [name for name in self.arrays if not (self.path / f"{name}.npy").is_file()]
         self.arrays.clear()
+        if gone:
+            raise UsageError(f"{self.path / gone[0]}.npy was removed while it was written: start again")
         about = {
             "schema": SCHEMA,
             "episode": episode,

@@ -165,6 +165,9 @@ def rank(
     With `greedy`, settings["greedy"] holds each tower's `best_add` of n heads.
     """
     settings = settings or KnnSettings()
+    if not towers:
+        captured = ", ".join(run.info["captured"]) or "none"
+        raise UsageError(f"no towers to rank: name some of those that run {run.path} has: {captured}")
     scored, chosen, added = {}, {}, {}
     for tower in towers:
         problem = Problem(run, tower, settings)
@@ -330,7 +333,7 @@ def _interval(
 
 
 def _null(problem: Problem, k: int, permutations: int, seed: int, progress: bool) -> Null | None:
-    """Scores when every episode is given another one's actions, stretched to its length."""
+    """Scores when episodes exchange their actions at random, stretched to their length; some keep their own."""
     episode = problem.episode_place
     if int(episode.max()) < 1:
         return None
@@ -359,7 +362,8 @@ def _null(problem: Problem, k: int, permutations: int, seed: int, progress: bool
 
 
 def foreign_frames(episode: Int[np.ndarray, " frame"], rng: np.random.Generator) -> Int[np.ndarray, " frame"]:
-    """For every frame, the frame at the same relative time of the episode that a random permutation assigns."""
+    """For every frame, the frame at the same relative time of the episode that a random permutation assigns: most
+    often another one."""
     starts = np.flatnonzero(np.diff(episode, prepend=-1))
     lengths = np.diff(np.append(starts, len(episode)))
     order = rng.permutation(len(starts))

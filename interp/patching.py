@@ -19,7 +19,7 @@ Axes: edit, pair, action; see sweep.py for how a sweep runs and what it recomput
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,11 +28,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.assembly import Interval, bootstrap, grid_of, resumable, spread, tower_scores
-from interp.demos import Demonstrations, Episode
+from interp.demos import Demonstrations
 from interp.devices import exactly
 from interp.edits import NOTHING, Edit, Values, check_edits, single, z_values
 from interp.errors import UsageError
@@ -43,8 +43,8 @@ from interp.sweep import BUDGET, Stage
 
 Direction = Literal["denoising", "noising"]
 UNITS = "share of the total effect (NIE / TE)"
-_SILENCE = 1e-6
-"""A root mean square difference of normalised actions below this is rounding."""
+_ROUNDING = 1e-6
+"""A difference of two action chunks whose length, the root of <D, D>, is below this is rounding."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Pairs:
     @classmethod
     def of_frames(cls, policy: Policy, demos: Demonstrations, n: int, seed: int = 0) -> "Pairs":
         """Frames of the demonstrations, each with the frame of another episode at the same part of its way: one with
-        the same words, or else as many tokens, for the vlm's positions correspond only then. Episodes that no other
+        the same words, or else as many tokens, for the vlm's positions correspond only then. Frames that no other
         matches are left out, unless none is matched.
 
         What differs is whatever differs between episodes: for one thing at a time take factor pairs (interp/factors).
@@ -76,18 +76,17 @@ class Pairs:
             raise UsageError(
                 f"{n} pairs of {len(demos.episodes)} episodes: pairs need at least two episodes, and n >= 1"
             )
-        partners = _partners(policy, demos)
-        frames = np.flatnonzero([bool(partners[int(episode)]) for episode in demos.episode_of])
+        length = _prompt_length_of_frames(policy, demos)
+        frames = np.flatnonzero(_have_partners(demos, length))
         if not len(frames):
             frames = np.arange(len(demos))
         rng, clean, corrupt = np.random.default_rng(seed), [], []
         for frame in frames[spread(len(frames), n)].tolist():
-            own = demos.episodes[int(demos.episode_of[frame])]
-            others = partners[int(demos.episode_of[frame])] or [e for e in demos.episodes if e is not own]
-            other = others[int(rng.integers(len(others)))]
-            part = (frame - own.start) / max(1, len(own) - 1)
+            others = _elsewhere(demos, frame)
+            same = [other for other in others if demos.instruction(other) == demos.instruction(frame)]
+            chosen = same or [other for other in others if length[other] == length[frame]] or others
             clean.append(frame)
-            corrupt.append(other.start + round(part * (len(other) - 1)))
+            corrupt.append(chosen[int(rng.integers(len(chosen)))])
         group = tuple(demos.episodes[int(demos.episode_of[frame])].index for frame in clean)
         return cls(tuple(demos.observations(clean)), tuple(demos.observations(corrupt)), group)
 
@@ -119,21 +118,29 @@ def prompt_lengths(policy: Policy, observations: Sequence[Observation]) -> list[
     return [int(n) for n in policy.batch(observations)["attention_mask"][:, language].sum(dim=1)]
 
 
-def _partners(policy: Policy, demos: Demonstrations) -> list[list[Episode]]:
-    """Of every episode, the others with the same words; if there are none, those with as many tokens."""
-    texts = list(dict.fromkeys(episode.instruction for episode in demos.episodes))
+def _prompt_length_of_frames(policy: Policy, demos: Demonstrations) -> Int[np.ndarray, " frame"]:
+    tasks, task = np.unique(demos.task, return_inverse=True)
     example = demos.observation(0)
-    tokens = dict(
-        zip(texts, prompt_lengths(policy, [replace(example, instruction=t) for t in texts]), strict=True)
-    )
+    told = [replace(example, instruction=demos.instructions[each]) for each in tasks]
+    return np.array(prompt_lengths(policy, told))[task]
 
-    def found(own: Episode, same: Callable[[Episode], object]) -> list[Episode]:
-        return [other for other in demos.episodes if other is not own and same(other) == same(own)]
 
-    return [
-        found(own, lambda e: e.instruction) or found(own, lambda e: tokens[e.instruction])
-        for own in demos.episodes
-    ]
+def _elsewhere(demos: Demonstrations, frame: int) -> list[int]:
+    """Of every other episode, the frame at the same part of its way."""
+    own = demos.episodes[int(demos.episode_of[frame])]
+    part = (frame - own.start) / max(1, len(own) - 1)
+    return [other.start + round(part * (len(other) - 1)) for other in demos.episodes if other is not own]
+
+
+def _have_partners(demos: Demonstrations, length: Int[np.ndarray, " frame"]) -> Bool[np.ndarray, " frame"]:
+    """Which frames have one, among those of `_elsewhere`, whose prompt is as long. For all frames at once."""
+    last = np.array([len(episode) - 1 for episode in demos.episodes])[demos.episode_of]
+    part = demos.frame_of / np.maximum(1, last)
+    found = np.zeros(len(demos), dtype=bool)
+    for place, other in enumerate(demos.episodes):
+        at = other.start + np.rint(part * (len(other) - 1)).astype(int)
+        found |= (demos.episode_of != place) & (length[at] == length)
+    return found
 
 
 @dataclass(frozen=True)
@@ -184,9 +191,9 @@ class Sides:
             )
 
 
-def check_effect(total: Float[np.ndarray, "pair action"]) -> None:
-    """There must be a total effect to have a share of. `total` is <D, D>."""
-    if np.sqrt(total.mean()) < _SILENCE:
+def check_effect(total: Float[np.ndarray, "pair *action"]) -> None:
+    """There must be a total effect to have a share of. `total` is <D, D>, whole or by action dimension."""
+    if np.sqrt(total.sum() / len(total)) < _ROUNDING:
         raise UsageError(
             "clean and corrupt observations are answered with the same actions: there is no effect to explain"
         )
@@ -214,13 +221,13 @@ class Patched:
     def by_dimension(self) -> Float[np.ndarray, "edit action"]:
         """NIE / TE within each action dimension; NaN where the pairs do not differ."""
         total = self.total.sum(axis=0)
-        silent = np.sqrt(total / len(self.total)) < _SILENCE
+        silent = np.sqrt(total / len(self.total)) < _ROUNDING
         return self.indirect.sum(axis=1) / np.where(silent, np.nan, total)
 
     @property
     def by_pair(self) -> Float[np.ndarray, "edit pair"]:
         total = self.total.sum(axis=1)
-        return self.indirect.sum(axis=2) / np.where(np.sqrt(total) < _SILENCE, np.nan, total)
+        return self.indirect.sum(axis=2) / np.where(np.sqrt(total) < _ROUNDING, np.nan, total)
 
     def interval(self, group: Sequence[int] | np.ndarray, resamples: int = 1000, seed: int = 0) -> Interval:
         """95 % of the effect over resampled groups of pairs."""
@@ -240,7 +247,7 @@ def patch(
     directory: str | Path | None = None,
     progress: bool = False,
 ) -> Patched:
-    """The one primitive: the effect of every edit, exactly. `everywhere`, `at_positions` and `at_steps` make edits.
+    """The one primitive: the effect of every edit, exactly. `edits.single`, `at_positions` and `at_steps` make edits.
 
     `block` pairs go through together. With a directory an interrupted sweep resumes, with identical numbers.
     """
@@ -289,12 +296,16 @@ def patch_heads(
     `data` is the fingerprint of the demonstrations that the pairs come from; their own by default. Further options are
     `patch`'s.
     """
+    edits = {tower: single(policy, tower, span, position, step) for tower in towers}
+    every = [edit for own in edits.values() for edit in own]
+    check_edits(policy, every)  # all, before the first tower's sweep, which may take long
+    for block in pairs.blocks(options.get("block", 4)):
+        Sides.of(policy, pairs, block, direction, options.get("seed", 0)).check_aligned(policy, every)
     scored, per_dimension = {}, {}
-    for tower in towers:
-        edits = single(policy, tower, span, position, step)
+    for tower, own in edits.items():
         place = None if directory is None else Path(directory) / tower
-        found = patch(policy, pairs, edits, direction=direction, directory=place, **options)
-        heads = [edit.heads[0] for edit in edits]
+        found = patch(policy, pairs, own, direction=direction, directory=place, **options)
+        heads = [edit.heads[0] for edit in own]
         interval = found.interval(pairs.groups, resamples, options.get("seed", 0))
         scored[tower] = tower_scores(policy, tower, heads, found.effect, interval)
         per_dimension[tower] = {
@@ -349,7 +360,7 @@ def pair_scores(
 
 
 def everywhere(policy: Policy, tower: str) -> list[Edit]:
-    """Every live head alone, at all positions and flow steps."""
+    """`edits.single` under an older name."""
     return single(policy, tower)
 
 

@@ -143,6 +143,11 @@ class _Held:
         self.via = via
         self.mlps = mlps
         self.stage = Stage(policy, sides.base, budget)
+        if not self.stage.prefix.keys:
+            raise UsageError(
+                f"{policy.spec.family}: its expert reads what the vlm puts out at its end, not keys and values of its "
+                "layers, so paths between heads are not defined here; use patch, ablation or attribute"
+            )
         self.target, self.source = sides.source_run(policy, _ORDER)
         self.base = self._base_run()
 

@@ -11,17 +11,21 @@
     selections/<name>.json             heads files
     jobs/, results/<name>.json, videos/
     .sweeps/                           what an interrupted sweep resumes from
+    .*.lock                            held while something is written that two processes must not write at once
 
 Nothing is pickled. Files appear complete or not at all: they are written under a temporary name and renamed.
 One array a token, rather than a token axis, so that a later capture adds tokens without rewriting what is
 there.
 """
 
+import fcntl
+import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +84,24 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UsageError(f"{path} must hold a JSON object")
     return data
+
+
+@contextmanager
+def alone(lock: Path, busy: str | None = None) -> Iterator[None]:
+    """One process at a time: others wait, or are refused if `busy` says with which words. The lock goes with the
+    process that holds it, however it ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as error:
+            raise UsageError(busy) from error
+        yield
+
+
+def digest(plan: Mapping[str, Any]) -> str:
+    """A folder's name for what is computed by a plan: another plan, another folder."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -206,10 +228,19 @@ class Run:
                 )
         return self
 
-    def update(self, **changes: Any) -> None:
-        """Changes entries of run.json."""
-        self.info = {**self.info, **changes}
-        write_json(self.path / "run.json", self.info)
+    def update(
+        self, captured: Mapping[str, Iterable[str]] | None = None, factors: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Adds tokens by tower, and measured factors (one entry a factor and method), to what run.json says now:
+        another process may have written since this one opened the run."""
+        with alone(self.path / ".run.lock"):
+            info = read_json(self.path / "run.json")
+            tokens = dict(info["captured"])
+            for tower, more in (captured or {}).items():
+                tokens[tower] = sorted({*tokens.get(tower, ()), *more})
+            measured = {(entry["factor"], entry["method"]): entry for entry in (*info["factors"], *factors)}
+            self.info = {**info, "captured": tokens, "factors": list(measured.values())}
+            write_json(self.path / "run.json", self.info)
 
     # ---- what it is of
 

@@ -100,6 +100,9 @@ class Stage:
         one row a draw (batch draw)."""
         draws = time.shape[1]
         self._check(edits, values)
+        for edit in edits:
+            if edit.step:
+                raise UsageError(f"step {edit.step}: the loss is of one pass of the expert; leave it out")
 
         def begin(prefix: Prefix, step: int, n: int) -> Tensor:
             return self.policy.loss(

@@ -46,6 +46,9 @@ def watch(
     policy: Policy, observations: Sequence[Observation], noise: Float[Tensor, "frame horizon max_action_dim"]
 ) -> Seen:
     """One pass over a few frames of one instruction: patterns, parts, words and direct contributions together."""
+    told = {observation.instruction for observation in observations}
+    if len(told) > 1:
+        raise UsageError(f"frames of {len(told)} instructions are watched apart: their words differ")
     spec, batch = policy.spec, policy.batch(observations)
     queries = {tower: spec.positions(tower, QUERIES[tower]) for tower in QUERIES}
     language = spec.span("language")
@@ -156,7 +159,7 @@ def _numbers(tensor: Tensor) -> np.ndarray:
 
 
 def words_of(policy: Policy, instruction: str) -> tuple[tuple[str, ...], list[list[int]]]:
-    """The instruction's words, and the places of their tokens in the language span.
+    """The words of the instruction as the policy reads it, and the places of their tokens in the language span.
 
     A word is what stands between blanks; a tokenizer may cut it in pieces. Nothing for a policy without a tokenizer
     that says where its tokens come from.
@@ -164,6 +167,8 @@ def words_of(policy: Policy, instruction: str) -> tuple[tuple[str, ...], list[li
     tokenizer = getattr(policy, "tokenizer", None)
     if tokenizer is None or not getattr(tokenizer, "is_fast", False):
         return (), []
+    preprocessing = getattr(policy, "preprocessing", None)
+    instruction = preprocessing.cleaned(instruction) if preprocessing else instruction
     spans = [match.span() for match in re.finditer(r"\S+", instruction)]
     offsets = tokenizer(instruction, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     tokens: list[list[int]] = [[] for _ in spans]

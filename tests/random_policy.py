@@ -92,6 +92,21 @@ def build_policy(directory: Path, seed: int = 0, kv_heads: int = 1, heads: int =
     return directory
 
 
+def build_half(directory: Path, projections: torch.dtype = torch.float32) -> Path:
+    """The same in bfloat16; released policies keep the projections of state, action and time in float32."""
+    from safetensors.torch import load_file, save_file
+
+    weights = build_policy(directory) / "model.safetensors"
+    tensors = {
+        name: tensor.to(
+            projections if name.startswith(("embed_action_time.", "action_out_proj.")) else torch.bfloat16
+        )
+        for name, tensor in load_file(weights).items()
+    }
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return directory
+
+
 def random_observations(n: int, seed: int = 0) -> list[Observation]:
     rng = np.random.default_rng(seed)
     instructions = ["pick up the red cube", "press the button", "put the blue cube in the bowl"]

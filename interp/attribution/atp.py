@@ -19,7 +19,7 @@ from interp.devices import exactly
 from interp.edits import Edit, check_edits, single
 from interp.errors import UsageError
 from interp.heads import Head
-from interp.patching import Direction, Pairs, Sides, pair_scores, patch
+from interp.patching import Direction, Pairs, Sides, check_effect, pair_scores, patch
 from interp.policies.protocol import Policy
 from interp.scores import HeadScores
 
@@ -149,10 +149,7 @@ def estimated(
         raise UsageError(
             "gradients or activations are not finite: the policy's weights or the observations are broken"
         )
-    if np.sqrt(found[-1].mean()) < 1e-6:
-        raise UsageError(
-            "clean and corrupt observations are answered with the same actions: nothing to explain"
-        )
+    check_effect(found[-1])
     return found[:-1], found[-1]
 
 

@@ -89,11 +89,8 @@ def read(
             prediction=prediction,
         )
         pq.write_table(signals.to_table(), temporary / "signals.parquet")
-        captured: dict[str, list[str]] = {}
-        for name in shapes:
-            tower, token = TOKENS[name]
-            captured[tower] = sorted([*captured.get(tower, ()), token])
-        run.update(captured=captured)
+        keys = [TOKENS[name] for name in shapes]
+        run.update({tower: [token for of, token in keys if of == tower] for tower, _ in keys})
     return Run.open(path)
 
 

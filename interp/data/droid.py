@@ -11,7 +11,6 @@ State: 7 joint positions [rad] and the gripper. Action: 7 joint velocities and t
 called wrist_image_left, exterior_image_1_left and exterior_image_2_left, and made 180 x 320 as in DROID's RLDS release.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from PIL import Image
 from interp.data.hdf5 import hdf5, matrix
 from interp.data.recordings import Recording, Source
 from interp.errors import UsageError
+from interp.runs import read_json
 
 FPS = 15.0
 SIZE = (180, 320)
@@ -81,7 +81,7 @@ class _Reader:
                 for serial, kind in file.get("observation/camera_type", {}).items()
             }
         found = sorted(path.parent.glob("metadata_*.json"))
-        metadata = json.loads(found[0].read_text()) if found else {}
+        metadata = read_json(found[0]) if found else {}
         films = self._films(path, kinds, metadata)
         images = {self.cameras[name]: self._images(film, len(action)) for name, film in films.items()}
         stop = min([len(action), *map(len, images.values())])
@@ -147,6 +147,5 @@ def _annotations(path: Path) -> dict[str, Any]:
     """The language file in this directory or one above."""
     for folder in (path, *path.resolve().parents[:3]):
         for file in sorted(folder.glob("aggregated-annotations*.json")):
-            found: dict[str, Any] = json.loads(file.read_text())
-            return found
+            return read_json(file)
     return {}

@@ -1,5 +1,6 @@
 """Opening HDF5 files, and what they lack in one line."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,15 @@ def hdf5(path: Path, mode: str = "r") -> Iterator[Any]:
     try:
         file = h5py.File(path, mode)
     except OSError as error:
+        if error.errno is not None:  # of the system's: HDF5's own have none
+            raise UsageError(f"{path} cannot be opened: {os.strerror(error.errno)}") from error
         raise UsageError(f"{path} is broken: {str(error).splitlines()[0]}") from error
     with file:
         try:
             yield file
         except OSError as error:  # a cut file fails where its content is read
+            if error.errno is not None:  # such as a disk that is full, where somebody writes
+                raise
             raise UsageError(f"{path} is broken: {str(error).splitlines()[0]}") from error
 
 

@@ -120,7 +120,7 @@ def _synonym(frame: Recorded) -> list[str]:
 
 
 def _other_instruction(frame: Recorded) -> list[str]:
-    return sorted({episode.instruction for episode in frame.demos.episodes})
+    return sorted({frame.demos.instructions[task] for task in np.unique(frame.demos.task)})
 
 
 def _scrambled(frame: Recorded) -> list[str]:
@@ -228,5 +228,5 @@ def edited_pairs(
         other = int(rng.choice(elsewhere if len(elsewhere) else np.arange(len(demos))))
         clean, stranger = demos.observations([frame, other])
         scene = Recorded(policy, demos, clean, stranger, np.random.default_rng([seed, 12, i]))
-        twins.append(turns.twin(scene, clean, episode.instruction, group=episode.index))
+        twins.append(turns.twin(scene, clean, clean.instruction, group=episode.index))
     return FactorPairs(factor, tuple(twins), "stand-in")

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from interp.assembly import Interval, bootstrap, resumable
 from interp.attribution import estimates
 from interp.devices import exactly
-from interp.edits import Edit, single
+from interp.edits import Edit, check_edits, single
 from interp.errors import UsageError, unknown
 from interp.factors.pairs import FactorPairs, emptied
 from interp.heads import Head
@@ -34,7 +34,8 @@ from interp.sweep import BUDGET
 
 Method = Literal["patching", "atp"]
 SILENCE = 0.01
-"""A swap that moves the normalised action by less than a hundredth of its standard deviation does nothing."""
+"""A swap that moves the normalised action by less than a hundredth of its standard deviation does nothing. This is far
+more than the rounding that `patching.check_effect` knows."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Effects:
     seed: int
     heads: tuple[Head, ...]
     indirect: Float[np.ndarray, "head pair"]
-    """<P, D>"""
+    """<P, D>; NaN if the factor is silent, for then the heads are not measured."""
     total: Float[np.ndarray, " pair"]
     """<D, D>"""
     numbers: int
@@ -107,16 +108,16 @@ class Effects:
         return self.empty is not None and self.empty.silent and self.silent
 
     def share(self, where: Sequence[int] | None = None) -> Float[np.ndarray, " head"]:
-        """NIE / TE over all pairs, or over some; NaN if their swaps do nothing."""
+        """NIE / TE over all pairs, or over some; NaN if their swaps, or the factor's together, do nothing."""
         places = self._places(where)
-        if self._silent(places):
+        if self.silent or self._silent(places):
             return np.full(len(self.heads), np.nan)
         return self.indirect[:, places].sum(axis=1) / self.total[places].sum()
 
     def interval(self, where: Sequence[int] | None = None, resamples: int = 1000) -> Interval:
         """95 % of `share` over resampled episodes."""
         places = self._places(where)
-        if self._silent(places):
+        if self.silent or self._silent(places):
             return None, None
         return bootstrap(
             self.indirect[:, places], self.total[places], self.groups[places], resamples, self.seed
@@ -154,6 +155,7 @@ def measure(
     if method not in get_args(Method):
         raise unknown("method", method, get_args(Method))
     edits = {tower: single(policy, tower, span) for tower in towers}
+    check_edits(policy, [edit for own in edits.values() for edit in own])
     if "vlm" in towers and (span is None or not span.startswith("image/")):
         pairs.check_prompts(policy)
     total = swap_effects(policy, pairs.pairs, seed, block)
@@ -169,7 +171,7 @@ def measure(
         span=span,
         seed=seed,
         heads=heads,
-        indirect=np.zeros((len(heads), len(pairs))),
+        indirect=np.full((len(heads), len(pairs)), np.nan),
         total=total,
         numbers=_numbers(policy),
         empty=empty,

@@ -68,30 +68,36 @@ def kind_scores(
     data: str | None = None,
     resamples: int = 1000,
 ) -> HeadScores:
-    """Over all factors' pairs of a kind; a factor counts by the size of its swaps' effect."""
+    """Over all factors' pairs of a kind; a factor counts by the size of its swaps' effect.
+
+    A silent factor's heads were not measured: it is left out and named in `settings["unmeasured"]`.
+    """
     if kind not in KINDS:
         raise unknown("kind of edit", kind, KINDS)
     parts = of_kind(effects, kind)
     if not parts:
         raise UsageError(f"no pairs are {kind}: choose edits of that kind")
     first = parts[0][0]
+    measured = [(part, places) for part, places in parts if not part.silent]
     if any(part.heads != first.heads or part.method != first.method for part, _ in parts):
         raise UsageError("factors that are scored together need the same method and towers")
-    indirect = np.concatenate([part.indirect[:, places] for part, places in parts], axis=1)
-    total = np.concatenate([part.total[places] for part, places in parts])
-    group = np.concatenate([part.groups[places] for part, places in parts])
+    counted = measured or parts
+    indirect = np.concatenate([part.indirect[:, places] for part, places in counted], axis=1)
+    total = np.concatenate([part.total[places] for part, places in counted])
+    group = np.concatenate([part.groups[places] for part, places in counted])
     size = Size.of(total, group, first.numbers, first.seed)
     share = np.full(len(first.heads), np.nan)
     interval: Interval = (None, None)
-    if not size.silent:
+    if measured and not size.silent:
         share = indirect.sum(axis=1) / total.sum()
         interval = bootstrap(indirect, total, group, resamples, first.seed)
     settings = {
         **_how(first, resamples),
-        "pairs": [part.pairs.pairs.fingerprint for part, _ in parts],
+        "pairs": [part.pairs.pairs.fingerprint for part, _ in counted],
         "kind": kind,
         "size": _rounded(size),
         "factors": {part.pairs.factor: _rounded(part.size(places)) for part, places in parts},
+        "unmeasured": [part.pairs.factor for part, _ in parts if part.silent],
     }
     return _scores(policy, first, share, interval, group, data, settings, label=f", {kind} swaps")
 

@@ -3,7 +3,7 @@
 scores/<method>-<factor>.json     HeadScores with `factor` set
 scores/<method>-<kind>.json       HeadScores over the factors' semantic, nuisance swaps
 factors/<method>.json             profiles of all heads
-sweeps/factors-<method>/          what an interrupted study goes on from
+.sweeps/factors-<method>/         what an interrupted study goes on from
 run.json "factors"                one entry a factor: how it was measured, sizes, control, name of its scores
 """
 
@@ -44,9 +44,7 @@ class Study:
         if self.profile is not None:
             paths.append(run.path / "factors" / f"{self.method}.json")
             write_json(paths[-1], {"schema": 1, "method": self.method, **self.profile.to_json()})
-        done = {(entry["factor"], entry["method"]): entry for entry in run.info["factors"]}
-        done.update({(entry["factor"], entry["method"]): entry for entry in self._entries()})
-        run.update(factors=list(done.values()))
+        run.update(factors=list(self._entries()))
         return paths
 
     def summary(self, k: int = 5) -> Iterator[str]:

@@ -74,10 +74,17 @@ class Statistics:
         return data if self.floor == STD_FLOOR else {**data, "floor": self.floor}
 
     def apply(self, values: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
+        values = _single(values)
         return (values - values.new_tensor(self.mean)) / (values.new_tensor(self.std) + self.floor)
 
     def invert(self, values: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
+        values = _single(values)
         return values * (values.new_tensor(self.std) + self.floor) + values.new_tensor(self.mean)
+
+
+def _single(values: Tensor) -> Tensor:
+    """In float32 at least: of bfloat16's three digits a mean may take all."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -184,10 +191,12 @@ class Preprocessing:
             "norm": {"state": self.state.to_json(), "action": self.action.to_json()},
         }
 
+    def cleaned(self, instruction: str) -> str:
+        return instruction.strip().replace("_", " ").replace("\n", " ") if self.clean_prompt else instruction
+
     def prompt(self, instruction: str) -> str:
         """What is tokenised. A suffix that is already there is not written twice."""
-        if self.clean_prompt:
-            instruction = instruction.strip().replace("_", " ").replace("\n", " ")
+        instruction = self.cleaned(instruction)
         return instruction if instruction.endswith(self.prompt_suffix) else instruction + self.prompt_suffix
 
     def pixels(self, image: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "3 size size"]:

@@ -6,23 +6,25 @@ policy's own sampling and loss.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lerobot_writer import random_episodes, write_dataset
-from random_policy import build_policy, random_observations
+from random_policy import build_half, build_policy, random_observations
 from torch import Tensor
 
 import interp.ablation
-from interp.ablation import AblationSettings, _Problem, ablate, ablate_set
+from interp.ablation import AblationSettings, _Problem, ablate, ablate_set, ablated
 from interp.assembly import bootstrap
 from interp.demos import Demonstrations
 from interp.edits import NOTHING, Edit, single
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies import Policy, load_policy
+from interp.policies.preprocessing import Statistics
 from interp.scores import HeadScores
 from interp.sweep import Stage
 
@@ -54,7 +56,7 @@ def replaced(policy: Policy, head: Head, new: Callable[[Tensor], Tensor]) -> Ite
 
 def chunk_at(policy: Policy, demos: Demonstrations, settings: AblationSettings, frame: int) -> Tensor:
     """The normalised chunk of one frame, by itself."""
-    noise = _Problem(policy, demos, settings, demos, 0)._noise([frame], 1)[:, 0]
+    noise = _Problem(policy, demos, settings, demos, 0).passes.noise([frame], 1)[:, 0]
     with torch.no_grad():
         return policy.normalise_actions(policy.sample(policy.batch([demos.observation(frame)]), noise))[0]
 
@@ -93,8 +95,6 @@ def test_dead_heads_have_no_score_and_exactly_no_effect(policy: Policy, demos: D
 def test_a_head_wrongly_marked_dead_is_found(
     policy: Policy, demos: Demonstrations, tiny_policy_dir: Path
 ) -> None:
-    from dataclasses import replace
-
     lying = load_policy(tiny_policy_dir)
     towers = {**lying.spec.towers, "expert": replace(lying.spec.towers["expert"], dead=((0, 1),))}
     lying.spec = replace(lying.spec, towers=towers)
@@ -126,6 +126,24 @@ def test_mean_ablation_uses_the_mean_over_the_reference_per_position_and_step(
         assert scores.score(head) == pytest.approx(float(torch.stack(effects).mean()), rel=1e-3)
 
 
+def test_a_mean_that_no_reference_frame_has_is_not_taken_for_zero(
+    policy: Policy, demos: Demonstrations
+) -> None:
+    """Frame 4 alone is told much; the two reference frames are the first and the last."""
+    long, short = "pick up the red cube", "press the button"
+    told = replace(demos, instructions=(short, long), task=np.array([0, 0, 0, 0, 1, 0, 0]))
+    settings = AblationSettings("mean", frames=2)
+    edits = [Edit((Head("vlm", 0, 1),))]
+    with pytest.raises(
+        UsageError, match="the prompt of frame 4 is longer than that of every reference frame"
+    ) as error:
+        ablated(policy, told, [3, 4], edits, settings)
+    assert "\n" not in str(error.value)
+    assert np.isfinite(ablated(policy, told, [3, 5], edits, settings)).all()  # as long as the reference
+    assert np.isfinite(ablated(policy, told, [4], [Edit((Head("expert", 0, 1),))], settings)).all()
+    assert np.isfinite(ablated(policy, told, [4], edits, AblationSettings("mean", frames=None))).all()
+
+
 def test_resampling_takes_z_of_a_frame_of_another_episode(policy: Policy, demos: Demonstrations) -> None:
     settings = AblationSettings(mode="resample", donors=2, block=2)
     problem, head = _Problem(policy, demos, settings, demos, 0), Head("expert", 0, 1)
@@ -133,7 +151,7 @@ def test_resampling_takes_z_of_a_frame_of_another_episode(policy: Policy, demos:
     for frame in (0, 6):
         found = []
         for at in range(2):
-            donor = problem._donor(frame, at)
+            donor = problem.substitutes.donor(frame, at)
             assert demos.episode_of[donor] != demos.episode_of[frame]
             steps: list[Tensor] = []
             with replaced(policy, head, lambda z, into=steps: into.append(z) or z):
@@ -143,6 +161,26 @@ def test_resampling_takes_z_of_a_frame_of_another_episode(policy: Policy, demos:
                 edited = chunk_at(policy, demos, settings, frame)
             found.append((edited - chunk_at(policy, demos, settings, frame)).square().mean().sqrt())
         assert effect[0, frame] == pytest.approx(float(torch.stack(found).mean()), rel=1e-3)
+
+
+def test_demonstrated_actions_are_normalised_before_they_are_rounded(
+    demos: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An action half a deviation below the mean, in bfloat16, whose step at 1 is as large as that deviation."""
+    half = load_policy(build_half(tmp_path / "half", torch.bfloat16))
+    shown = demos.action[2].astype(np.float64)
+    norm = Statistics(tuple(shown + 0.004), (0.008,) * 7)
+    monkeypatch.setattr(half, "preprocessing", replace(half.preprocessing, action=norm))
+    told: list[Tensor] = []
+    original = half.loss
+    monkeypatch.setattr(
+        half, "loss", lambda batch, actions, *more: told.append(actions) or original(batch, actions, *more)
+    )
+    settings = AblationSettings("mean", "loss", frames=1, draws=1)
+    ablated(half, demos, [2], [Edit((Head("expert", 0, 0),))], settings, reference=demos)
+    assert len(told) == 3  # of the reference's first frame, intact, ablated
+    for actions in told[1:]:
+        torch.testing.assert_close(actions[:, 0].float(), torch.full((1, 7), -0.5), atol=2**-9, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["zero", "mean", "resample"])
@@ -156,7 +194,7 @@ def test_the_effect_on_the_loss_is_ablated_minus_intact_over_valid_steps(
         assert np.isfinite(scores.tower("vlm").value[:2]).all()
         assert not np.allclose(scores.tower("expert").value, 0)
         return
-    noise = _Problem(policy, demos, settings, demos, 0)._noise
+    noise = _Problem(policy, demos, settings, demos, 0).passes.noise
     for head in (Head("expert", 2, 0), Head("vlm", 1, 1)):
 
         def loss(frame: int) -> np.ndarray:

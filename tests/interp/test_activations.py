@@ -17,7 +17,7 @@ from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.knn import KnnSettings, rank
 from interp.policies import Policy
-from interp.runs import Run
+from interp.runs import Run, write_json
 
 from lerobot_writer import random_episodes, write_dataset  # isort: skip
 
@@ -207,7 +207,7 @@ def test_a_cut_file_is_refused(file: Path, tmp_path: Path) -> None:
 
 def test_a_run_without_expert_activations_has_nothing_to_write(policy: Policy, tmp_path: Path) -> None:
     run = planted_run(policy, tmp_path / "run")
-    run.update(captured={"vlm": ["last_prefix"]})
+    write_json(run.path / "run.json", {**run.info, "captured": {"vlm": ["last_prefix"]}})
     with pytest.raises(UsageError, match="capture tower expert first"):
         write(Run.open(run.path), tmp_path / "out.hdf5", progress=False)
     assert not (tmp_path / "out.hdf5").exists()

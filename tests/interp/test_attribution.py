@@ -3,6 +3,7 @@
 Independent computations: exact patching by small steps, nnsight gradients, the network's own modules by hand.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +12,20 @@ import numpy as np
 import pytest
 import torch
 from nnsight import NNsight
-from random_policy import build_policy, random_observations
+from pi0_directories import edit_weights
+from random_policy import build_half, build_policy, random_observations
 from torch import Tensor
 
 from interp.attribution import Check, atp, direct, verify
+from interp.edits import single
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.hooked import HookedVLA
 from interp.mass import attention_mass
-from interp.patching import Pairs, Sides, everywhere, patch, patch_heads
+from interp.patching import Pairs, Sides, patch, patch_heads
 from interp.policies import Policy, load_policy
 from interp.scores import HeadScores
+from interp.watching import watch
 
 
 @pytest.fixture(scope="module")
@@ -145,12 +149,12 @@ def test_the_best_estimates_are_patched_for_real(policy: Policy, pairs: Pairs) -
         head = Head.parse(check["head"])
         assert check["estimate"] == pytest.approx(scores.score(head))
         assert check["exact"] == pytest.approx(exact.score(head), abs=1e-5)
-    edits = everywhere(policy, "expert")
+    edits = single(policy, "expert")
     estimates = scores.tower("expert").value.ravel()
     (best,) = verify(policy, pairs, edits, estimates, 1)
     assert isinstance(best, Check)
     assert abs(best.estimate) == np.abs(estimates).max()
-    assert best.exact == pytest.approx(patch(policy, pairs, everywhere(policy, "expert")).effect[
+    assert best.exact == pytest.approx(patch(policy, pairs, single(policy, "expert")).effect[
         int(np.abs(estimates).argmax())], abs=1e-5)  # fmt: skip
 
 
@@ -161,7 +165,7 @@ def test_atp_leaves_the_policy_without_gradients(policy: Policy, pairs: Pairs) -
     with torch.no_grad():  # nor does the caller's grad mode matter
         atp(policy, pairs)
     same = Pairs(pairs.clean, pairs.clean)
-    with pytest.raises(UsageError, match="nothing to explain"):
+    with pytest.raises(UsageError, match="no effect to explain"):
         atp(policy, same)
 
 
@@ -213,6 +217,39 @@ def test_direct_attribution_of_another_norm_is_refused(tiny_policy_dir: Path) ->
     edited.module.model.dit.norm = torch.nn.LayerNorm(48)
     with pytest.raises(UsageError, match="not a root-mean-square norm"):
         direct(edited, edited.batch(random_observations(1)), edited.noise(1, 0))
+
+
+@pytest.mark.parametrize("projections", [torch.float32, torch.bfloat16], ids=["as released", "all"])
+def test_parts_of_a_half_precision_policy_are_those_of_its_weights_in_single_precision(
+    tmp_path: Path, projections: torch.dtype
+) -> None:
+    half = load_policy(build_half(tmp_path / "half", projections))
+    edit_weights(
+        shutil.copytree(tmp_path / "half", tmp_path / "single"),
+        lambda t: {k: v.float() for k, v in t.items()},
+    )
+    single = load_policy(tmp_path / "single")
+    seen, noise = random_observations(3), single.noise(3, 0)
+    found, exact = (direct(p, p.batch(seen), noise.to(p.noise(1, 0))) for p in (half, single))
+    assert found.heads.dtype == torch.float32
+    # bfloat16 has 8 bits, and over three layers and four steps a few of its last digits
+    close = {"atol": 2**-5 * float(exact.heads.abs().max()), "rtol": 0}
+    torch.testing.assert_close(found.heads, exact.heads, **close)
+    torch.testing.assert_close(
+        found.total(), exact.action, atol=2**-5 * float(exact.action.abs().max()), rtol=0
+    )
+    shown = watch(half, seen[:1], half.noise(1, 0))
+    assert set(shown.contribution) == {"expert"}
+
+
+def test_parts_that_miss_the_action_are_an_error_in_any_precision(
+    tmp_path: Path, tiny_policy_dir: Path
+) -> None:
+    for wrong in (load_policy(tiny_policy_dir), load_policy(build_half(tmp_path / "half"))):
+        way = wrong.readout()
+        wrong.readout = lambda way=way: replace(way, scale=2 * way.scale)  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match="miss the action"):
+            direct(wrong, wrong.batch(random_observations(1)), wrong.noise(1, 0))
 
 
 def test_grouped_keys_and_head_dimensions_of_their_own(tmp_path: Path) -> None:

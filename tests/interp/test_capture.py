@@ -189,6 +189,67 @@ def test_killed_with_sigkill_it_resumes_to_the_same_bytes(
     assert contents(resumed.path) == contents(run.path)
 
 
+@pytest.mark.parametrize("towers", [None, ["vlm"]], ids=["the same towers", "another tower"])
+def test_a_second_capture_into_the_run_is_refused_and_spoils_nothing(
+    policy: Policy,
+    demos: Demonstrations,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    towers: list[str] | None,
+) -> None:
+    """It starts while the first is in its second block."""
+    original, blocks = interp.capture.capture_block, []
+
+    def meanwhile(*args, **kwargs):
+        blocks.append(1)
+        if len(blocks) == 2:
+            with pytest.raises(UsageError, match="is being captured by another process") as refused:
+                capture(policy, demos, tmp_path / "run", towers=towers, progress=False)
+            assert "\n" not in str(refused.value)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(interp.capture, "capture_block", meanwhile)
+    first = capture(policy, demos, tmp_path / "run", progress=False)
+    assert len(blocks) == 3
+    assert contents(first.path) == contents(run.path)
+
+
+def test_what_another_process_captured_meanwhile_is_not_captured_again(
+    policy: Policy, demos: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends between the moment when this one opens the run and the moment when it gets the lock."""
+    original = interp.capture.alone
+
+    def late(*args):
+        monkeypatch.setattr(interp.capture, "alone", original)
+        capture(policy, demos, tmp_path / "run", towers=["vlm"], progress=False)
+        monkeypatch.setattr(interp.capture, "capture_block", None)
+        return original(*args)
+
+    monkeypatch.setattr(interp.capture, "alone", late)
+    assert capture(policy, demos, tmp_path / "run", towers=["vlm"], progress=False).tokens("vlm")
+
+
+def test_an_interrupted_pass_for_other_towers_is_given_up(
+    policy: Policy, demos: Demonstrations, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, blocks = interp.capture.capture_block, []
+
+    def dying(*args, **kwargs):
+        blocks.append(1)
+        if len(blocks) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(interp.capture, "capture_block", dying)
+    with pytest.raises(KeyboardInterrupt):
+        capture(policy, demos, tmp_path / "run", towers=["vlm"], progress=False)
+    capture(policy, demos, tmp_path / "run", towers=["expert"], progress=False)
+    whole = capture(policy, demos, tmp_path / "run", progress=False)
+    assert contents(whole.path) == contents(run.path)
+
+
 def test_another_policy_other_data_or_another_seed_is_refused(
     policy: Policy, demos: Demonstrations, other_policy_dir: Path, run: Run
 ) -> None:

@@ -3,6 +3,7 @@
 The files are made here with h5py and PyAV, as those projects lay them out.
 """
 
+import errno
 import io
 import json
 from pathlib import Path
@@ -19,7 +20,9 @@ from PIL import Image
 
 import robosteer
 from interp.data.check import problems
+from interp.data.hdf5 import hdf5
 from interp.demos import Demonstrations
+from interp.errors import UsageError
 
 LENGTHS = (11, 8, 14)
 TASK = "put the bowl on the plate"
@@ -271,6 +274,11 @@ def test_droid_recordings_that_end_early_end_the_episode(tmp_path: Path) -> None
             lambda f: [film.unlink() for film in f.parent.glob("recordings/MP4/*")],
             "no film of wrist_image_left",
         ),
+        (lambda f: next(f.parent.glob("metadata_*")).write_text("{"), "metadata_LAB+1+0.json is not JSON"),
+        (
+            lambda f: (f.parents[2] / "aggregated-annotations-1.json").write_text("{"),
+            "aggregated-annotations-1.json is not JSON",
+        ),
     ],
 )
 def test_a_broken_droid_episode_is_one_line_and_nothing_is_left(
@@ -284,6 +292,16 @@ def test_a_broken_droid_episode_is_one_line_and_nothing_is_left(
     assert last.startswith("robosteer demos: ")
     assert message in last
     assert [path.name for path in tmp_path.iterdir()] == ["droid"]
+
+
+def test_a_disk_that_is_full_is_not_a_broken_file(tmp_path: Path) -> None:
+    full_disk = Path("/dev/full")
+    with pytest.raises(UsageError, match="/dev/full cannot be opened: No space left"), hdf5(full_disk, "w"):
+        pass
+    file = libero(tmp_path / "a.hdf5")
+    with pytest.raises(OSError, match="No space left on device") as full, hdf5(file):
+        full_disk.write_bytes(b"what is read goes there")
+    assert full.value.errno == errno.ENOSPC
 
 
 def _without(name: str) -> Any:

@@ -123,6 +123,31 @@ def test_a_share_of_next_to_nothing_is_no_number() -> None:
     assert nothing.interval() == (None, None)
 
 
+def test_heads_of_a_silent_factor_have_no_share_of_its_loud_pairs_either(policy: Policy) -> None:
+    """Two of eight swaps do something; all together move the action too little for the heads to be measured."""
+    quiet = closed_form("linguistic", [[np.nan] * 8], [0.018**2] * 2 + [0.0] * 6, list(range(8)))
+    assert quiet.silent
+    assert not quiet.size([0, 1]).silent
+    assert np.isnan(quiet.share([0, 1])).all()
+    assert quiet.interval([0, 1]) == (None, None)
+
+    loud = closed_form("visual", [[0.3, 0.5]], [1, 1], [0, 1])
+    scores = kind_scores(policy, [quiet, loud], "semantic")
+    assert scores.score(Head("expert", 0, 0)) == pytest.approx(0.4)
+    assert scores.settings["unmeasured"] == ["linguistic"]
+    assert set(scores.settings["factors"]) == {"linguistic", "visual"}
+    assert scores.n["pairs"] == 2
+    nothing = kind_scores(policy, [quiet], "semantic")
+    assert not nothing.ranked("expert")
+    assert nothing.settings["unmeasured"] == ["linguistic"]
+
+
+def test_a_measurement_of_silent_swaps_measures_no_head(policy: Policy) -> None:
+    same = tuple(replace(twin(at), corrupt=twin(at).clean) for at in range(3))
+    effects = measure(policy, FactorPairs("physical", same, "testbed"), towers=["expert"])
+    assert np.isnan(effects.indirect).all()
+
+
 @pytest.mark.parametrize("method", ["patching", "atp"])
 def test_killed_between_blocks_it_resumes_to_the_same_bits(
     policy: Policy,

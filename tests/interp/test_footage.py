@@ -1,9 +1,11 @@
 """Promises of footage: it shows the network's own attention, hides no padding, and is there whole or not at all."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +194,45 @@ def test_killed_amid_an_episode_it_resumes_to_the_same_bytes(
     assert {f: f.stat().st_mtime_ns for f in first} == first
     assert contents(again, (0, 1)) == contents(run, (0, 1))
     assert not list((again.path / "attention").glob(".*"))
+
+
+def amid_an_episode(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """`act` happens before the second block of the first episode."""
+    original, blocks = interp.filming.watch, []
+
+    def watching(*args):
+        blocks.append(1)
+        if len(blocks) == 2:
+            act()
+        return original(*args)
+
+    monkeypatch.setattr(interp.filming, "watch", watching)
+
+
+def test_a_second_filming_of_the_run_is_refused_and_spoils_nothing(
+    policy: Policy, demos: Demonstrations, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = capture(policy, demos, tmp_path / "run", towers=["expert"], progress=False)
+
+    def second() -> None:
+        with pytest.raises(UsageError, match="is being filmed by another process") as refused:
+            footage(policy, demos, again, progress=False)
+        assert "\n" not in str(refused.value)
+
+    amid_an_episode(monkeypatch, second)
+    footage(policy, demos, again, progress=False)
+    assert contents(again, (0, 1)) == contents(run, (0, 1))
+
+
+def test_an_episode_whose_folder_was_removed_does_not_count(
+    policy: Policy, demos: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = capture(policy, demos, tmp_path / "run", towers=["expert"], progress=False)
+    shown = again.path / "attention"
+    amid_an_episode(monkeypatch, lambda: [shutil.rmtree(folder) for folder in shown.glob(".*")])
+    with pytest.raises(UsageError, match="was removed while it was written"):
+        footage(policy, demos, again, progress=False)
+    assert not list(shown.iterdir())
 
 
 def contents(run: Run, episodes: tuple[int, ...]) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """Promises of `robosteer patch` and `robosteer attribute`: scores that the library computes, in the run, by name."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,89 @@ def test_patch_saves_what_patch_heads_finds(run: Run, capsys: pytest.CaptureFixt
     expected = (
         patch_heads(policy, Pairs.of_frames(policy, demos, 3), step=1, resamples=0).tower("expert").value
     )
-    np.testing.assert_array_equal(run.read_scores("patching").tower("expert").value, expected)
+    np.testing.assert_array_equal(run.read_scores("patching-step1-expert").tower("expert").value, expected)
+
+
+@pytest.mark.parametrize(
+    ("place", "left_out", "kept"),
+    [
+        (("--step", 1), "vlm is left out: step 1: only the expert runs once a flow step", "expert"),
+        (("--span", "action"), "vlm is left out: tower vlm has no positions for 'action'", "expert"),
+        (("--span", "language"), "expert is left out: tower expert has no positions", "vlm"),
+        (("--position", 30), "expert is left out: position 30: tower expert has positions 0-6", "vlm"),
+    ],
+)
+def test_a_place_leaves_out_the_towers_that_do_not_have_it_unless_they_are_named(
+    run: Run, capsys: pytest.CaptureFixture[str], place: tuple[str, object], left_out: str, kept: str
+) -> None:
+    words = ("patch", "--run", run.path, "--pairs", 2, *place, "--name", "somewhere")
+    status, out, _ = say(capsys, *words)
+    assert status == 0
+    assert left_out in out
+    assert list(run.read_scores("somewhere").towers) == [kept]
+    status, _, err = say(capsys, *words, "--towers", "expert", "vlm")
+    assert status == 2
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["patch", "attribute", "rank"])
+def test_a_name_that_leaves_the_run_is_refused_before_anything_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    status, _, err = say(capsys, verb, "--run", tmp_path / "nothing", "--name", "../../x")
+    assert status == 2
+    assert "name of the scores '../../x': use up to 100 letters" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("patch",), "patching"),
+        (("patch", "--pairs", 5, "--seed", 3, "--towers", "vlm", "expert"), "patching"),
+        (("patch", "--direction", "noising"), "patching-noising"),
+        (("patch", "--span", "image/front"), "patching-image-front"),
+        (("patch", "--position", 0), "patching-position0"),
+        (("patch", "--step", 0, "--factor", "visual"), "patching-visual-pairs-step0"),
+        (("patch", "--method", "mean", "--effect", "loss", "--towers", "vlm"), "ablation-mean-loss-vlm"),
+        (("attribute", "--factor", "visual"), "atp-visual-pairs"),
+        (("attribute", "--method", "direct"), "direct"),
+        (("attribute", "--method", "mass"), "mass-image-front"),
+        (("attribute", "--method", "mass", "--towers", "vlm", "--part", "language"), "mass-language-vlm"),
+        (("attribute", "--direction", "noising", "--name", "mine"), "mine"),
+    ],
+)
+def test_what_is_asked_for_is_in_the_name_of_the_scores(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...], name: str
+) -> None:
+    named: list[str] = []
+    for module, functions in (
+        ("interp.patching", ["patch_heads"]),
+        ("interp.ablation", ["ablate"]),
+        ("interp.attribution", ["atp", "direct_scores"]),
+        ("interp.mass", ["mass_scores"]),
+        ("interp.head_verbs", ["pairs_of"]),
+    ):
+        for function in functions:
+            monkeypatch.setattr(f"{module}.{function}", lambda *args, **options: None)
+    monkeypatch.setattr(
+        "interp.head_verbs._report", lambda run, scores, name: named.append(name) or sys.exit()
+    )
+    with pytest.raises(SystemExit):
+        robosteer.main([str(word) for word in (words[0], "--run", run.path, *words[1:])])
+    assert named == [name]
+
+
+def test_scores_of_factors_are_not_replaced_by_those_between_their_pairs(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("--run", run.path, "--pairs", 2, "--towers", "expert")
+    assert say(capsys, "factors", *few, "--factors", "visual", "--method", "atp")[0] == 0
+    before = (run.path / "scores/atp-visual.json").read_bytes()
+    assert say(capsys, "attribute", *few, "--factor", "visual", "--verify", 0)[0] == 0
+    assert (run.path / "scores/atp-visual.json").read_bytes() == before
+    ours, theirs = run.read_scores("atp-visual-pairs-expert"), run.read_scores("atp-visual")
+    assert "edits" in theirs.settings
+    np.testing.assert_allclose(ours.tower("expert").value, theirs.tower("expert").value, rtol=1e-3, atol=1e-5)
 
 
 def test_every_method_leaves_its_scores(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,10 +131,14 @@ def test_every_method_leaves_its_scores(run: Run, capsys: pytest.CaptureFixture[
         (("attribute", "--pairs", 2, "--verify", 2), "atp", "atp-denoising"),
         (
             ("attribute", "--method", "ig", "--pairs", 2, "--points", 2, "--direction", "noising"),
-            "ig",
+            "ig-noising",
             "ig-noising",
         ),
-        (("attribute", "--method", "atp-q", "--pairs", 2, "--towers", "expert"), "atp-q", "atp-q-denoising"),
+        (
+            ("attribute", "--method", "atp-q", "--pairs", 2, "--towers", "expert"),
+            "atp-q-expert",
+            "atp-q-denoising",
+        ),
         (("attribute", "--method", "direct", "--frames", 3), "direct", "direct"),
         (("attribute", "--method", "mass", "--part", "language", "--frames", 3), "mass-language", "mass"),
     ):
@@ -101,6 +188,8 @@ def test_mistakes_are_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> 
         (("patch", "--span", "tail"), "unknown token span 'tail'"),
         (("patch", "--towers", "arm"), "unknown tower 'arm'"),
         (("patch", "--pairs", 0), "pairs"),
+        (("attribute", "--method", "direct", "--frames", 0), "frames must be at least 1, not 0"),
+        (("attribute", "--method", "mass", "--frames", -1), "frames must be at least 1, not -1"),
         (("attribute", "--method", "mass", "--part", "ceiling"), "unknown part"),
         (("attribute", "--method", "ig", "--towers", "vision"), "take atp for vision"),
         (("attribute", "--factor", "moral"), "unknown factor 'moral'"),

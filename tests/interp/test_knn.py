@@ -308,7 +308,7 @@ def test_ranking_and_selections_are_those_of_the_benchmark_reference(run: Run) -
     assert greedy.error == pytest.approx(error, abs=1e-6)
 
 
-def test_the_null_gives_episodes_the_actions_of_other_whole_episodes() -> None:
+def test_the_null_gives_episodes_the_actions_of_whole_episodes_at_random() -> None:
     """Stretched to their length: the first frame meets the first, the last the last, nothing leaves its order."""
     episode = np.repeat([0, 1], [3, 5])
     drawn = {tuple(foreign_frames(episode, np.random.default_rng(seed)).tolist()) for seed in range(9)}
@@ -319,6 +319,10 @@ def test_bad_input_is_one_clear_line(run: Run, settings: KnnSettings) -> None:
     for attempt, message in (
         (lambda: rank(run, settings, towers=["experts"]), "unknown tower 'experts'"),
         (lambda: rank(run, settings, towers=["vlm"]), "no activations of tower 'vlm'"),
+        (
+            lambda: rank(run, settings, towers=[]),
+            "no towers to rank: name some of those that run .* has: expert",
+        ),
         (
             lambda: rank(run, replace(settings, tokens={"expert": "state"})),
             "unknown captured token .*'state'",

@@ -16,10 +16,10 @@ from random_policy import random_observations
 from torch import Tensor
 
 import interp.patching
-from interp.edits import Edit
+from interp.edits import Edit, single
 from interp.errors import UsageError
 from interp.heads import Head
-from interp.patching import Pairs, Patched, Sides, at_positions, at_steps, everywhere, patch, patch_heads
+from interp.patching import Pairs, Patched, Sides, at_positions, at_steps, patch, patch_heads
 from interp.policies import Observation, Policy, load_policy
 from interp.scores import HeadScores
 
@@ -44,7 +44,7 @@ def pairs() -> Pairs:
 def test_every_head_equals_a_plain_hook(
     policy: Policy, pairs: Pairs, tower: str, heads: int, direction: str
 ) -> None:
-    edits = everywhere(policy, tower)
+    edits = single(policy, tower)
     found = patch(policy, pairs, edits, direction=direction, block=2)
     for at in np.linspace(0, len(edits) - 1, heads).astype(int):
         one = naive(policy, pairs, edits[at].heads[0], direction)
@@ -125,7 +125,7 @@ def test_patching_all_of_the_expert_is_the_total_effect(policy: Policy, pairs: P
 
 def test_patching_a_run_into_itself_does_nothing(policy: Policy, pairs: Pairs) -> None:
     mixed = Pairs((pairs.clean[0], pairs.clean[1]), (pairs.clean[0], pairs.corrupt[1]))
-    found = patch(policy, mixed, everywhere(policy, "expert") + everywhere(policy, "vlm"))
+    found = patch(policy, mixed, single(policy, "expert") + single(policy, "vlm"))
     assert np.abs(found.indirect[:, 0]).max() < 1e-9
     assert found.total[0].max() < 1e-9
     assert np.isnan(found.by_pair[:, 0]).all()
@@ -135,7 +135,7 @@ def test_patching_a_run_into_itself_does_nothing(policy: Policy, pairs: Pairs) -
 def test_a_head_that_reads_nothing_new_carries_nothing(policy: Policy, pairs: Pairs) -> None:
     """The state enters in the expert: the vlm is the same on both sides."""
     only_state = Pairs(pairs.clean[2:], pairs.corrupt[2:])
-    found = patch(policy, only_state, everywhere(policy, "vlm"))
+    found = patch(policy, only_state, single(policy, "vlm"))
     np.testing.assert_allclose(found.effect, 0, atol=1e-5)
 
 
@@ -144,7 +144,7 @@ def test_scores_say_what_they_are(policy: Policy, pairs: Pairs) -> None:
     scores = patch_heads(policy, grouped, towers=["expert", "vlm"], factor="visual", data="demos-1", seed=3)
     assert (scores.method, scores.factor, scores.data) == ("patching-denoising", "visual", "demos-1")
     assert scores.n == {"pairs": 3, "groups": 2}
-    direct = patch(policy, pairs, everywhere(policy, "expert"), seed=3)
+    direct = patch(policy, pairs, single(policy, "expert"), seed=3)
     grid = scores.tower("expert")
     np.testing.assert_allclose(grid.value.ravel(), direct.effect)
     assert (grid.low <= grid.value).all()
@@ -160,7 +160,7 @@ def test_scores_say_what_they_are(policy: Policy, pairs: Pairs) -> None:
 def test_killed_between_blocks_it_resumes_to_the_same_bits(
     policy: Policy, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edits = everywhere(policy, "expert")
+    edits = single(policy, "expert")
     whole = patch(policy, pairs, edits, block=1)
     original, calls = Sides.of, []
 
@@ -188,7 +188,7 @@ def test_mistakes_are_one_line(policy: Policy, pairs: Pairs) -> None:
         (lambda: Pairs((), ()), "at least one"),
         (lambda: Pairs((a, b), (a,)), "2 clean and 1 corrupt"),
         (lambda: Pairs((a,), (b,), group=(1, 2)), "2 groups for 1 pairs"),
-        (lambda: patch(policy, same, everywhere(policy, "expert")), "there is no effect to explain"),
+        (lambda: patch(policy, same, single(policy, "expert")), "there is no effect to explain"),
         (lambda: patch(policy, longer, [head]), "prompts of a pair differ in length"),
         (lambda: patch(policy, pairs, [head], direction="sideways"), "known are denoising, noising"),
         (lambda: patch(policy, pairs, [Edit((Head("vlm", 0, 0),), span="state")]), "belong to another tower"),
@@ -200,6 +200,26 @@ def test_mistakes_are_one_line(policy: Policy, pairs: Pairs) -> None:
             attempt()
         assert "\n" not in str(error.value)
     patch(policy, longer, [replace(head, span="image/front"), Edit((Head("expert", 0, 0),))])  # both are fine
+
+
+@pytest.mark.parametrize(
+    ("place", "says"), [({"step": 1}, "only the expert runs"), ({"span": "action"}, "belong")]
+)
+def test_places_of_all_towers_are_checked_before_the_first_is_swept(
+    policy: Policy, pairs: Pairs, monkeypatch: pytest.MonkeyPatch, place: dict[str, object], says: str
+) -> None:
+    monkeypatch.setattr(interp.patching, "patch", None)
+    with pytest.raises(UsageError, match=says):
+        patch_heads(policy, pairs, towers=("expert", "vlm"), **place)
+
+
+def test_prompts_that_differ_in_length_are_found_before_the_first_tower_is_swept(
+    policy: Policy, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interp.patching, "patch", None)
+    longer = Pairs(pairs.clean, tuple(replace(o, instruction="press the blue button") for o in pairs.corrupt))
+    with pytest.raises(UsageError, match="prompts of a pair differ in length"):
+        patch_heads(policy, longer, towers=("expert", "vlm"))
 
 
 def test_a_policy_that_answers_with_nan_is_an_error(tiny_policy_dir: Path, pairs: Pairs) -> None:

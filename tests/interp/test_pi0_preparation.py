@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from random_policy import random_observations
+from random_policy import build_half, random_observations
 
 from interp.policies import Policy, load_policy
 from interp.policies.preprocessing import Images, Preprocessing, Statistics
@@ -121,3 +121,29 @@ def test_a_camera_that_is_left_out_is_as_one_that_is_masked(
     torch.testing.assert_close(left_out, masked, atol=1e-5, rtol=1e-4)
     both = policy.denoise(policy.batch(seen), noise)
     assert (both - masked).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_actions_are_normalised_in_single_precision_whatever_the_networks(precision: torch.dtype) -> None:
+    """A joint angle of 1.5 rad with a deviation of 0.02: bfloat16's next number after 1.5 is 1.5078."""
+    joint = Statistics((1.5,), (0.02,))
+    robot = joint.invert(torch.tensor([0.3], dtype=precision))
+    assert robot.dtype == torch.promote_types(precision, torch.float32)
+    # 2e-5: what the precision makes of 0.3 itself, 2 ** -10, times the deviation
+    assert float(robot) == pytest.approx(1.506, abs=2e-5)
+    assert float(joint.apply(robot)) == pytest.approx(0.3, abs=1e-3)
+
+
+def test_a_half_precision_policy_answers_in_the_robots_full_units(tmp_path: Path) -> None:
+    policy = load_policy(build_half(tmp_path / "half", torch.bfloat16))
+    batch, noise = policy.batch(random_observations(1)), policy.noise(1, 0)
+    with torch.no_grad():
+        normalised = policy.denoise(batch, noise)[..., :7]
+        chunk = policy.sample(batch, noise)
+    about = json.loads((tmp_path / "half/robosteer.json").read_text())["norm"]["action"]
+    expected = (
+        normalised.double() * torch.tensor(about["std"]).double() + torch.tensor(about["mean"]).double()
+    )
+    assert normalised.dtype == torch.bfloat16
+    assert chunk.dtype == torch.float32
+    torch.testing.assert_close(chunk.double(), expected, atol=1e-6, rtol=1e-6)

@@ -2,15 +2,19 @@
 
 import json
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import interp.runs
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies import Policy, TowerSpec
-from interp.runs import Run, Signals, read_json, write_json
+from interp.runs import Run, Signals, alone, read_json, write_json
 from interp.scores import HeadScores, Null, TowerScores
 
 DATA = {"fingerprint": "demos-1", "frames": 3}
@@ -139,6 +143,46 @@ def test_names_stay_inside_their_folder(policy: Policy, tmp_path: Path, name: st
     run = create(tmp_path / "r", policy)
     with pytest.raises(UsageError, match="starting with a letter or digit"):
         run.save_selection(name, {})
+
+
+def test_what_several_processes_add_to_a_run_is_all_there(policy: Policy, tmp_path: Path) -> None:
+    """Each has opened the run before the others wrote; some write at the same moment."""
+    create(tmp_path / "r", policy)
+    visual = {"factor": "visual", "method": "atp", "note": None}
+    runs = [Run.open(tmp_path / "r") for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(lambda at: runs[at].update({"expert": [f"token_{at}"]}, [{**visual, "n": at}]), range(8))
+        )
+    Run.open(tmp_path / "r").update(factors=[{**visual, "method": "patching"}, {**visual, "n": 9}])
+    info = Run.open(tmp_path / "r").info
+    assert info["captured"] == {"expert": [f"token_{at}" for at in range(8)]}
+    assert [(entry["method"], entry.get("n")) for entry in info["factors"]] == [
+        ("atp", 9),
+        ("patching", None),
+    ]
+
+
+def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> None:
+    holding = "import sys, time, pathlib\nfrom interp.runs import alone\n"
+    holding += "with alone(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+    root = str(Path(interp.runs.__file__).parents[1])
+    child = subprocess.Popen(
+        [sys.executable, "-c", holding, str(tmp_path / "lock")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"held\n"
+    with (
+        pytest.raises(UsageError, match="another one is at it"),
+        alone(tmp_path / "lock", "another one is at it"),
+    ):
+        pass
+    child.kill()
+    child.wait()
+    with alone(tmp_path / "lock", "another one is at it"):
+        pass
 
 
 def test_signals_round_trip(policy: Policy) -> None:

@@ -21,12 +21,13 @@ from random_policy import build_policy, random_observations
 from torch import Tensor, nn
 
 import interp.sweep as sweep_module
+from interp.assembly import resumable
 from interp.attribution import atp
 from interp.edits import NOTHING, Edit, single
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.kernels import StackedLinears
-from interp.patching import Pairs, Sides, at_steps, everywhere, patch
+from interp.patching import Pairs, Sides, at_steps, patch
 from interp.policies import Policy, load_policy
 from interp.policies.pi0 import PI0Policy
 from interp.runs import Run
@@ -108,7 +109,7 @@ def test_grouped_keys_patch_as_nnsight_does(grouped: Policy) -> None:
 @pytest.mark.parametrize("tower", ["vlm", "expert"])
 def test_grouped_keys_patch_as_plain_hooks_do(grouped: Policy, tower: str) -> None:
     pairs = make_pairs()
-    edits = everywhere(grouped, tower)
+    edits = single(grouped, tower)
     found = patch(grouped, pairs, edits)
     for at in (0, len(edits) - 1):
         one = naive(grouped, pairs, edits[at].heads[0])
@@ -240,7 +241,7 @@ sweep(load_policy(sys.argv[1]), sys.argv[2])
 
 
 def sweep(policy: Policy, directory: str | Path | None):
-    return patch(policy, make_pairs(4), everywhere(policy, "expert"), block=1, directory=directory)
+    return patch(policy, make_pairs(4), single(policy, "expert"), block=1, directory=directory)
 
 
 def test_a_sweep_ended_by_sigkill_resumes_to_the_same_bits(
@@ -260,11 +261,28 @@ def test_a_sweep_ended_by_sigkill_resumes_to_the_same_bits(
             child.send_signal(signal.SIGKILL)
             break
     assert child.wait(timeout=60) == -signal.SIGKILL
-    done = sorted(path.name for path in (tmp_path / "sweep").glob("[0-9]*.npy"))
+    done = sorted(path.name for path in (tmp_path / "sweep").rglob("*.npy"))
     assert done == ["000000.npy", "000001.npy"]
     resumed, whole = sweep(policy, tmp_path / "sweep"), sweep(policy, None)
     assert np.array_equal(resumed.indirect, whole.indirect)
     assert np.array_equal(resumed.total, whole.total)
+
+
+def test_sweeps_of_two_plans_in_one_directory_keep_their_own_numbers(tmp_path: Path) -> None:
+    """The second sweep starts and ends while the first computes its third block."""
+    blocks = [[at] for at in range(5)]
+
+    def other(block: list[int]) -> np.ndarray:
+        return np.full((1, 1), 2.0)
+
+    def first(block: list[int]) -> np.ndarray:
+        if block == [2]:
+            assert resumable(tmp_path, {"direction": "noising"}, blocks, other, desc="") == [2.0] * 5
+        return np.full((1, 1), 1.0)
+
+    assert resumable(tmp_path, {"direction": "denoising"}, blocks, first, desc="") == [1.0] * 5
+    # and both can still be resumed
+    assert resumable(tmp_path, {"direction": "denoising"}, blocks, other, desc="") == [1.0] * 5
 
 
 # ---- mistakes
@@ -276,7 +294,7 @@ def test_activations_that_are_nan_are_one_line(tiny_policy_dir: Path) -> None:
         broken.module.model.dit.layers[1].mlp.down_proj.weight[0] = torch.nan
     pairs = make_pairs()
     for attempt in (
-        lambda: patch(broken, pairs, everywhere(broken, "expert")),
+        lambda: patch(broken, pairs, single(broken, "expert")),
         lambda: atp(broken, pairs),
     ):
         with pytest.raises(UsageError, match="not finite") as error:
@@ -298,6 +316,16 @@ def test_places_and_heads_that_are_not_there_are_one_line(policy: Policy, tmp_pa
         with pytest.raises(UsageError, match=message) as error:
             attempt()
         assert "\n" not in str(error.value)
+
+
+def test_the_loss_has_one_pass_of_the_expert_and_no_later_step(policy: Policy) -> None:
+    stage, head = Stage(policy, policy.batch(random_observations(1))), Head("expert", 0, 1)
+    actions, noise, time = torch.zeros(1, 6, 7), policy.noise(1, 0)[:, None], torch.full((1, 1), 0.5)
+    first, whole = stage.loss(actions, noise, time, [Edit((head,), step=0), Edit((head,))])
+    assert torch.equal(first, whole)
+    with pytest.raises(UsageError, match="step 2: the loss is of one pass") as error:
+        stage.loss(actions, noise, time, [Edit((head,), step=2)])
+    assert "\n" not in str(error.value)
 
 
 def test_scores_of_another_policy_do_not_enter_a_run(

@@ -12,11 +12,11 @@ from random_policy import random_observations
 from torch import Tensor
 from transformer_lens import patching
 
-from interp.edits import Edit
+from interp.edits import Edit, single
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.hooked import HookedVLA
-from interp.patching import Pairs, Sides, at_positions, everywhere, patch
+from interp.patching import Pairs, Sides, at_positions, patch
 from interp.policies import Policy
 from interp.sweep import Stage
 from interp.view import TowerView, ViewInput
@@ -57,7 +57,7 @@ def test_transformer_lens_patches_every_head_to_the_same_numbers(
     view = vla.view(tower)
     case = Case(policy, view, pairs)
     found = patching.get_act_patch_attn_head_out_all_pos(view, case.corrupt, case.cache, case.metric)
-    exact = patch(policy, pairs, everywhere(policy, tower)).effect
+    exact = patch(policy, pairs, single(policy, tower)).effect
     live = [(head.layer, head.index) for head in policy.spec.live_heads([tower])]
     np.testing.assert_allclose([found[at] for at in live], exact, atol=2e-5, rtol=1e-3)
     for layer, head in policy.spec.tower(tower).dead:
@@ -81,7 +81,7 @@ def test_transformer_lens_patches_positions_and_patterns(
         "z",
         index_axis_names=("layer", "pos", "head"),
     )
-    edits = at_positions(everywhere(policy, "expert"), range(7))
+    edits = at_positions(single(policy, "expert"), range(7))
     exact = patch(policy, pairs, edits).effect.reshape(3, 4, 7).swapaxes(1, 2)
     np.testing.assert_allclose(generic, exact, atol=2e-5, rtol=1e-3)
     pattern = patching.get_act_patch_attn_head_pattern_all_pos(view, case.corrupt, case.cache, case.metric)

@@ -26,6 +26,7 @@ from interp.heads import Head
 from interp.knn import KnnSettings, rank
 from interp.mass import attention_mass
 from interp.patching import Pairs, patch_heads, prompt_lengths
+from interp.paths import patch_paths
 from interp.policies import Observation, Policy, load_policy
 from interp.watching import watch
 from steering.export import export_job
@@ -79,6 +80,18 @@ def test_queries_and_keys_can_be_patched_where_they_are_apart(
     smolvla: Policy, seen: list[Observation], node: str
 ) -> None:
     assert np.isfinite(atp_qk(smolvla, pair(seen), node).tower("expert").value).any()
+
+
+def test_paths_are_followed_where_the_expert_reads_the_vlms_layers(
+    policy: Policy, seen: list[Observation]
+) -> None:
+    senders, receivers = [Head("vlm", 0, 1), Head("expert", 0, 1)], [Head("expert", 2, 0)]
+    if policy.spec.family == "lerobot/xvla":
+        with pytest.raises(UsageError, match="paths between heads are not defined here") as error:
+            patch_paths(policy, pair(seen), senders, receivers)
+        assert "\n" not in str(error.value)
+    else:
+        assert (np.abs(patch_paths(policy, pair(seen), senders, receivers).heads) > 0).all()
 
 
 def test_direct_contributions_add_up_where_they_are_defined(policy: Policy, seen: list[Observation]) -> None:
