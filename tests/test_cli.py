@@ -1,7 +1,7 @@
 """The command line: the whole loop on the shipped policy, and bad input in one line with nothing left behind."""
 
-import errno
 import argparse
+import errno
 import json
 import os
 import socket
