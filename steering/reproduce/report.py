@@ -98,13 +98,13 @@ def in_short(found: Sequence[Claim]) -> list[str]:
 
 def _counted(found: Sequence[Claim]) -> str:
     words = {
-        (REPRODUCES,): "reproduce",
-        (OPPOSITE,): "turn out the opposite",
-        (NOT_SHOWN, NOT_EXCLUDED): "are not shown",
-        (NO_DATA,): "are not run yet",
+        (REPRODUCES,): ("reproduces", "reproduce"),
+        (OPPOSITE,): ("turns out the opposite", "turn out the opposite"),
+        (NOT_SHOWN, NOT_EXCLUDED): ("is not shown", "are not shown"),
+        (NO_DATA,): ("is not run yet", "are not run yet"),
     }
     counts = {said: sum(c.verdict in verdicts for c in found) for verdicts, said in words.items()}
-    return f"Of {len(found)} claims, {', '.join(f'{n} {said}' for said, n in counts.items() if n)}:"
+    return f"Of {len(found)} claims, {', '.join(f'{n} {said[n > 1]}' for said, n in counts.items() if n)}:"
 
 
 def _effect_in_words(claim: Claim) -> str:
