@@ -120,21 +120,27 @@ def _attribute_takes(p: ArgumentParser) -> None:
 
 
 def _pairs_take(p: ArgumentParser) -> None:
-    p.add_argument("--run", required=True)
+    p.add_argument("--run", required=True, help="run directory")
     p.add_argument(
-        "--factor", help="pairs that differ in this: visual, linguistic, physical (by default, in episode)"
+        "--factor",
+        help="pairs that differ in this: visual, linguistic, physical (by default, frames of two episodes)",
     )
     p.add_argument("--pairs", type=int, default=30, help="pairs to patch between")
     p.add_argument(
         "--frames", type=int, default=60, help="frames of the demonstrations, for methods without pairs"
     )
     p.add_argument("--towers", nargs="+", default=None, help="towers to score (expert and vlm)")
-    p.add_argument("--direction", choices=("denoising", "noising"), default="denoising")
+    p.add_argument(
+        "--direction",
+        choices=("denoising", "noising"),
+        default="denoising",
+        help="clean values into the corrupt run, or corrupt ones into the clean run",
+    )
     p.add_argument("--policy", help="directory of the run's policy, if it has moved")
     p.add_argument("--demos", help="directory of the run's demonstrations, if they have moved")
     takes_device(p)
     p.add_argument("--name", help="name of the scores (by default, what is asked for: patching-noising)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="of every draw")
 
 
 # ---- what scores are called: by all that was asked for but sizes and seeds, so that they do not replace others

@@ -96,7 +96,7 @@ def rank(a: Namespace) -> None:
 
 
 def _rank_takes(p: ArgumentParser) -> None:
-    p.add_argument("--run", required=True)
+    p.add_argument("--run", required=True, help="run directory")
     p.add_argument("--towers", nargs="+", help="towers to score (expert and vlm by default)")
     p.add_argument("--token", help="token of the first tower (expert: first_action or state)")
     p.add_argument("--k", type=int, nargs="+", default=[10, 20, 30, 40], help="numbers of neighbours to try")
@@ -114,7 +114,7 @@ def _rank_takes(p: ArgumentParser) -> None:
         help="rank halves of the demonstrations, too, and say how often a head is in the top (20 splits)",
     )
     p.add_argument("--name", default="knn", help="name of the scores")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="of every draw")
 
 
 def explain(a: Namespace) -> None:
@@ -146,7 +146,7 @@ def explain(a: Namespace) -> None:
 
 
 def _explain_takes(p: ArgumentParser) -> None:
-    p.add_argument("--run", required=True)
+    p.add_argument("--run", required=True, help="run directory")
     p.add_argument("--episode", type=int, required=True, help="as the data set numbers it")
     p.add_argument("--frame", type=int, required=True, help="within the episode, from 0")
     p.add_argument("--towers", nargs="+", default=["expert"], help="towers whose heads are explained")
@@ -178,7 +178,7 @@ def factors(a: Namespace) -> None:
 
 
 def _factors_takes(p: ArgumentParser) -> None:
-    p.add_argument("--run", required=True)
+    p.add_argument("--run", required=True, help="run directory")
     p.add_argument(
         "--factors", nargs="+", default=["visual", "linguistic", "physical"], help="factors to measure"
     )
@@ -187,7 +187,12 @@ def _factors_takes(p: ArgumentParser) -> None:
         "--method", choices=("patching", "atp"), default="patching", help="exact, or a fast estimate"
     )
     p.add_argument("--towers", nargs="+", default=["vlm", "expert"], help="towers to score")
-    p.add_argument("--direction", choices=("denoising", "noising"), default="denoising")
+    p.add_argument(
+        "--direction",
+        choices=("denoising", "noising"),
+        default="denoising",
+        help="clean values into the corrupt run, or corrupt ones into the clean run",
+    )
     p.add_argument(
         "--task", nargs="+", help="tasks of the testbed to make pairs in (by default those that the run's instructions "
         "come from; edits of the recordings if they come from none)",
@@ -195,7 +200,7 @@ def _factors_takes(p: ArgumentParser) -> None:
     p.add_argument("--policy", help="directory of the run's policy, if it has moved")
     p.add_argument("--demos", help="directory of the run's demonstrations, if they have moved")
     takes_device(p)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="of every draw")
 
 
 # ---- what verbs open

@@ -32,13 +32,14 @@ Average = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How far a training has come. `loss` is the last step's; `seconds` and `peak_memory_mb` are of all that was
-    trained so far, however often it was resumed."""
+    """How far a training has come. `loss` is the last step's; seconds (the wall's and the processor's) and
+    `peak_memory_mb` are of all that was trained so far, however often it was resumed."""
 
     step: int
     seconds: float
     loss: float
     peak_memory_mb: float = 0.0
+    processor_seconds: float = 0.0
 
 
 def save_checkpoint(

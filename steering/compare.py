@@ -78,6 +78,8 @@ class Arm:
     parameters: Mapping[str, tuple[int, int]]  # trainable, by group
     trained: tuple[int, int]  # all groups
     train_seconds: tuple[float, float] | None
+    train_processor: tuple[float, float] | None
+    """Processor seconds, which other jobs on the machine do not lengthen by waiting."""
     peak_memory_mb: float | None
 
 
@@ -314,7 +316,9 @@ def _arm(arm: str, cells: Mapping[tuple[str, str, str], _Cell]) -> Arm:
     results = [entry.result for cell in cells.values() for entry in cell.entries]
     trained = [sum(r.trainable_parameters.values()) for r in results]
     groups = dict.fromkeys(group for r in results for group in r.trainable_parameters)
-    seconds = [r.seconds["train"] for r in results if r.seconds.get("train")]
+    seconds, busy = (
+        [r.seconds[clock] for r in results if r.seconds.get(clock)] for clock in ("train", "train_processor")
+    )
     return Arm(
         arm=arm,
         runs=max(len(cell.entries) for cell in cells.values()),
@@ -325,6 +329,7 @@ def _arm(arm: str, cells: Mapping[tuple[str, str, str], _Cell]) -> Arm:
         parameters={g: _range([r.trainable_parameters.get(g, 0) for r in results]) for g in groups},
         trained=_range(trained),
         train_seconds=_range(seconds) if seconds else None,
+        train_processor=_range(busy) if busy else None,
         peak_memory_mb=max((r.peak_memory_mb for r in results if r.peak_memory_mb), default=None),
     )
 

@@ -13,7 +13,8 @@ What a training leaves in its directory:
     checkpoint.safetensors   how far it came (steering/checkpoint.py)
     progress.jsonl, status.json
     policy/                  the finetuned policy, merged; load_policy reads it
-    summary.json             the same, trainable parameters by group, loss, seconds, peak memory; written last
+    summary.json             the same, trainable parameters by group, loss, seconds (the processor's, too), peak memory;
+                             written last
 """
 
 from __future__ import annotations
@@ -137,6 +138,7 @@ def finetune(
                 "notes": list(adaptation.notes),
                 "loss": done.loss,
                 "seconds": round(done.seconds, 3),
+                "processor_seconds": round(done.processor_seconds, 3),
                 "processes": ranks.count,
                 "peak_memory_mb": round(max(done.peak_memory_mb, peak.megabytes), 1),
                 "created": now(),
@@ -172,7 +174,7 @@ def _train(
     done = load_checkpoint(path, *state) if path.exists() else Checkpoint(0, 0.0, math.nan)
     ranks.wait()  # before anybody writes
     if done.step < recipe.steps:
-        started = time.perf_counter()
+        started, spent = time.perf_counter(), done.processor_seconds - time.process_time()
         frames = TrainingFrames(policy, demos, recipe, cache_mb, show)
         if show:
             tqdm.write(str(frames), file=sys.stderr)
@@ -202,7 +204,7 @@ def _train(
 
                 if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps or stop:
                     largest = max(done.peak_memory_mb, peak.so_far())
-                    done = Checkpoint(step + 1, bar.seconds, total, largest)
+                    done = Checkpoint(step + 1, bar.seconds, total, largest, spent + time.process_time())
                     if ranks.first:
                         save_checkpoint(path, done, *state)
                 if stop:

@@ -5,7 +5,8 @@
      "episodes": [{"seed": 0, "success": true, "steps": 31, "failure": null}, ...],
      "n": 100, "successes": 61, "success_rate": 0.61, "wilson": [0.51, 0.70],
      "paired": {"against": "base", "difference": 0.34, "low": 0.24, "high": 0.44} | null,
-     "trainable_parameters": {"expert query rows": 24576}, "seconds": {"train": 41.0, "evaluate": 63.0},
+     "trainable_parameters": {"expert query rows": 24576},
+     "seconds": {"train": 41.0, "train_processor": 39.8, "evaluate": 63.0},
      "peak_memory_mb": 611.0, "heads": ["expert.L3H5"] | null, "settings": {...}, "created": "...Z"}
 
 `task` is what the policy was adapted to (or is tried for); `suite` says how it was tried (steering/suites.py), and a
@@ -111,7 +112,11 @@ class Result:
             policy=evaluation.policy,
             episodes=evaluation.episodes,
             trainable_parameters=training.get("trainable_parameters", {}),
-            seconds={"train": training.get("seconds", 0.0), "evaluate": round(evaluation.seconds, 3)},
+            seconds={
+                "train": training.get("seconds", 0.0),
+                "train_processor": training.get("processor_seconds", 0.0),
+                "evaluate": round(evaluation.seconds, 3),
+            },
             peak_memory_mb=training.get("peak_memory_mb"),
             heads=tuple(training["heads"]) if training.get("heads") else None,
             settings={**evaluation.settings, **asked},

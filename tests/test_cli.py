@@ -1,5 +1,6 @@
 """The command line: the whole loop on the shipped policy, and bad input in one line with nothing left behind."""
 
+import argparse
 import errno
 import json
 import os
@@ -84,6 +85,18 @@ def test_every_verb_explains_itself():
     assert verbs >= {"capture", "rank", "factors", "attribute", "patch", "explain", "compare", "serve", "app"}
     for verb in verbs:
         assert "usage: robosteer" in ok(verb, "--help")
+    assert silent(robosteer.build_parser()) == []
+
+
+def silent(parser: argparse.ArgumentParser) -> list[str]:
+    """Options, of this parser and those below it, that do not say what they are."""
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [option for below in action.choices.values() for option in silent(below)]
+        elif not action.help:
+            found.append(f"{parser.prog} {action.dest}")
+    return found
 
 
 def test_benchmarks_are_listed_and_run():

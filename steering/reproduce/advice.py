@@ -20,6 +20,7 @@ def advice(entries: Sequence[Entry]) -> list[str]:
     parts = (
         _whether,
         _where_heads_do_not_help,
+        _more_than_heads,
         _which_heads,
         _how_to_choose,
         _against_lora,
@@ -48,6 +49,25 @@ def _whether(entries: Sequence[Entry]) -> list[str]:
     if others:
         said += f"{', but' if better else ';'} not beyond its interval on {_tasks(others)}"
     return [f"{said}."]
+
+
+def _more_than_heads(entries: Sequence[Entry]) -> list[str]:
+    """Arms that train more and win more, on all tasks that the chosen heads were tried on."""
+    whole = contrast(entries, "aligned", "base")
+    more = [
+        c
+        for arm in _arms_of(entries)
+        if (c := contrast(entries, arm, "aligned"))
+        and whole is not None
+        and c.tasks == whole.tasks
+        and c.finding(MARGIN) == "better"
+    ]
+    if not more:
+        return []
+    more.sort(key=lambda c: -c.difference.value)
+    return [
+        f"If memory, time and what is forgotten do not matter, train more: {_arms(more)}, each less `aligned`."
+    ]
 
 
 def _which_heads(entries: Sequence[Entry]) -> list[str]:
@@ -172,10 +192,15 @@ def _what_it_costs_elsewhere(entries: Sequence[Entry]) -> list[str]:
     if not worst:
         return ["No arm was shown to forget the pretraining tasks."]
     least = max(lost, key=lambda c: c.difference.value)
-    return [
+    said = [
         f"Expect to lose pretraining tasks: {_arms(worst)}, against the base; `{least.arm}` keeps most "
         f"({points(least.difference)})."
     ]
+    made = contrast(entries, "aligned", "lora", "pretraining")
+    if made is not None and made.finding(MARGIN) in ("better", "worse"):
+        less = "less" if made.finding(MARGIN) == "better" else "more"
+        said.append(f"Finetuning few heads forgets {less} than LoRA: {_of(made)} on the pretraining tasks.")
+    return said
 
 
 def _beware(entries: Sequence[Entry]) -> list[str]:

@@ -18,14 +18,16 @@ class Covered:
     planned: int
     done: int
     seeds: tuple[int, ...]
-    """Seeds with any cell done."""
+    """Seeds with any cell done or begun."""
+    begun: int = 0
+    """Cells with fewer rollouts than planned, and how many these have, from the fewest to the most."""
+    begun_n: tuple[int, ...] = ()
 
 
 def coverage(plan: Plan, entries: Iterable[Entry]) -> list[Covered]:
-    full = {
-        (e.result.task, e.arm, e.result.settings.get("seed") or 0, e.result.suite)
+    rollouts = {
+        (e.result.task, e.arm, e.result.settings.get("seed") or 0, e.result.suite): len(e.result.episodes)
         for e in entries
-        if len(e.result.episodes) >= plan.n
     }
     found = []
     for study in plan.studies:
@@ -34,7 +36,9 @@ def coverage(plan: Plan, entries: Iterable[Entry]) -> list[Covered]:
             for job in plan.only(studies=[study.name]).jobs()
             for suite in job.suites
         ]
-        there = [cell for cell in cells if cell in full]
+        there = [cell for cell in cells if cell in rollouts]
         seeds = tuple(sorted({seed for _, arm, seed, _ in there if arm != "base"}))
-        found.append(Covered(study.name, study.question, len(cells), len(there), seeds))
+        fewer = sorted(rollouts[cell] for cell in there if rollouts[cell] < plan.n)
+        done = len(there) - len(fewer)
+        found.append(Covered(study.name, study.question, len(cells), done, seeds, len(fewer), tuple(fewer)))
     return found

@@ -8,7 +8,8 @@ memory, is in `costs.json` beside them, so that a result file changes only if a 
          "runs": [{"seed", "policy", "data", "heads", "trainable_parameters", "suites": {suite: outcomes}}]}
         outcomes: {"first": seed of the first episode, "success": "1011...", "steps": [...],
                    "failures": {reason: [episodes]}, "execute": 2}
-    <results>/costs.json    {task: {arm: {seed: {"train_seconds", "evaluate_seconds", "peak_memory_mb"}}}}
+    <results>/costs.json    {task: {arm: {seed: {"train_seconds", "train_processor_seconds", "evaluate_seconds",
+                                             "peak_memory_mb"}}}}
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def write_costs(directory: Path, results: Iterable[tuple[int, Result]]) -> Path:
             (result.task, result.name, str(seed)),
             {
                 "train_seconds": result.seconds.get("train", 0.0),
+                "train_processor_seconds": result.seconds.get("train_processor", 0.0),
                 "evaluate_seconds": 0.0,
                 "peak_memory_mb": result.peak_memory_mb,
             },
@@ -171,6 +173,7 @@ def _result(
         trainable_parameters=run["trainable_parameters"],
         seconds={
             "train": cost.get("train_seconds", 0.0),
+            "train_processor": cost.get("train_processor_seconds", 0.0),
             "evaluate": cost.get("evaluate_seconds", 0.0),
         },
         peak_memory_mb=cost.get("peak_memory_mb"),

@@ -98,13 +98,13 @@ def in_short(found: Sequence[Claim]) -> list[str]:
 
 def _counted(found: Sequence[Claim]) -> str:
     words = {
-        (REPRODUCES,): "reproduce",
-        (OPPOSITE,): "turn out the opposite",
-        (NOT_SHOWN, NOT_EXCLUDED): "are not shown",
-        (NO_DATA,): "are not run yet",
+        (REPRODUCES,): ("reproduces", "reproduce"),
+        (OPPOSITE,): ("turns out the opposite", "turn out the opposite"),
+        (NOT_SHOWN, NOT_EXCLUDED): ("is not shown", "are not shown"),
+        (NO_DATA,): ("is not run yet", "are not run yet"),
     }
     counts = {said: sum(c.verdict in verdicts for c in found) for verdicts, said in words.items()}
-    return f"Of {len(found)} claims, {', '.join(f'{n} {said}' for said, n in counts.items() if n)}:"
+    return f"Of {len(found)} claims, {', '.join(f'{n} {said[n > 1]}' for said, n in counts.items() if n)}:"
 
 
 def _effect_in_words(claim: Claim) -> str:
@@ -142,12 +142,14 @@ def _one_training(entries: Sequence[Entry]) -> list[str]:
     for e in entries:
         if e.result.trainable_parameters:
             seeds.setdefault(e.arm, set()).add(e.result.settings["seed"])
-    once = [arm for arm, found in seeds.items() if len(found) == 1]
-    if not once:
+    several = [arm for arm, found in seeds.items() if len(found) > 1]
+    if len(several) == len(seeds):
         return []
-    if len(once) == len(seeds):
+    if not several:
         return ["One training seed: no interval here contains the luck of training."]
-    return [f"One training seed of {', '.join(once)}: their intervals do not contain the luck of training."]
+    return [
+        f"Only {', '.join(several)} have several training seeds: no other interval contains the luck of training."
+    ]
 
 
 def _opening(plan: Plan) -> str:
@@ -171,10 +173,7 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def coverage_table(found: Sequence[Covered], plan: Plan) -> Table:
-    rows = [
-        (c.study, c.question, f"{c.done} of {c.planned}", ", ".join(map(str, c.seeds)) or "none")
-        for c in found
-    ]
+    rows = [(c.study, c.question, _done(c), ", ".join(map(str, c.seeds)) or "none") for c in found]
     note = (
         f"A cell is an arm, a task, a training seed and a suite, with n = {plan.n} rollouts; studies share cells. "
         f"Planned are seeds {', '.join(map(str, plan.seeds))}; {plan.demos} demonstrations and {plan.steps} steps "
@@ -183,12 +182,17 @@ def coverage_table(found: Sequence[Covered], plan: Plan) -> Table:
     return Table("Coverage", ("study", "question", "cells done", "seeds"), tuple(rows), note)
 
 
+def _done(c: Covered) -> str:
+    fewer = f", {c.begun} with {_to(c.begun_n)} rollouts" if c.begun else ""
+    return f"{c.done} of {c.planned}{fewer}"
+
+
 def claims_table(found: Sequence[Claim]) -> Table:
     rows = [(c.says, c.compared, c.paper, effect(c), c.n, f"**{c.verdict}**") for c in found]
     note = (
         f"The paper's effects are of a real arm, in points, from {TRIALS} rollouts a cell, without intervals. Our "
-        "LoRA has LeRobot's default targets; theirs trains every part of the policy, hence its count. Times were "
-        "measured while other jobs shared the machine; `benchmarks/results/training.json` has those of an idle one."
+        "LoRA has LeRobot's default targets; theirs trains every part of the policy, hence its count. Time is "
+        "the processor's, for other jobs shared the machine; `benchmarks/results/training.json` has an idle one's."
     )
     return Table("Claims", ("claim", "compared", "paper", "ours", "n", "verdict"), tuple(rows), note)
 
@@ -328,17 +332,30 @@ def cost_table(compared: Comparison) -> Table:
             arm.arm,
             f"{max(arm.trained):,}",
             f"{lora / np.mean(arm.trained):.2f}" if lora else "",
-            " to ".join(f"{s:.0f}" for s in dict.fromkeys(map(round, arm.train_seconds)))
-            if arm.train_seconds
-            else "",
+            _range_of(arm.train_seconds),
+            _range_of(arm.train_processor),
             f"{arm.peak_memory_mb:,.0f}" if arm.peak_memory_mb else "",
         )
         for arm in compared.arms
         if max(arm.trained)
     ]
-    note = "Seconds: fastest and slowest training, on one thread of a shared machine. Memory: the largest process."
-    header = ("arm", "trained parameters", "times fewer than lora", "training seconds", "peak memory, MB")
+    note = (
+        "Seconds: fastest and slowest training, on one thread of a shared machine; those of the processor, where they "
+        "were counted, do not contain the waiting for others. Memory: the largest process."
+    )
+    header = (
+        "arm",
+        "trained parameters",
+        "times fewer than lora",
+        "training seconds",
+        "processor seconds",
+        "peak memory, MB",
+    )
     return Table("Cost", header, tuple(rows), note)
+
+
+def _range_of(seconds: tuple[float, float] | None) -> str:
+    return " to ".join(str(s) for s in dict.fromkeys(map(round, seconds))) if seconds else ""
 
 
 def _ablation(study: Study, entries: Sequence[Entry]) -> str:

@@ -132,10 +132,11 @@ def test_a_result_gathers_evaluation_and_training() -> None:
         "data": "demos-1",
         "trainable_parameters": {"expert query rows": 768},
         "seconds": 41.5,
+        "processor_seconds": 40.25,
         "peak_memory_mb": 611.0,
     }
     tuned = Result.of(evaluation, name="aligned-s5", arm="aligned", training=training)
-    assert tuned.seconds == {"train": 41.5, "evaluate": 12.346}
+    assert tuned.seconds == {"train": 41.5, "train_processor": 40.25, "evaluate": 12.346}
     assert tuned.settings == {
         "seed0": 0,
         "variation": None,
