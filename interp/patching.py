@@ -359,11 +359,6 @@ def pair_scores(
     )
 
 
-def everywhere(policy: Policy, tower: str) -> list[Edit]:
-    """`edits.single` under an older name."""
-    return single(policy, tower)
-
-
 def at_positions(edits: Iterable[Edit], positions: Iterable[int]) -> list[Edit]:
     """Every edit at each position alone, positions the fastest: reshape effects to (edit, position)."""
     positions = list(positions)
