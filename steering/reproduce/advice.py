@@ -119,7 +119,7 @@ def _all_heads(entries: Sequence[Entry]) -> list[str]:
 
 
 def _where_heads_do_not_help(entries: Sequence[Entry]) -> list[str]:
-    """Tasks that the chosen heads do not move and another arm does."""
+    """Tasks on which the chosen heads were not shown to help and another arm does better, from the same seeds."""
     said = []
     for task in TARGETS:
         made = contrast(entries, "aligned", "base", tasks=[task])
@@ -128,13 +128,13 @@ def _where_heads_do_not_help(entries: Sequence[Entry]) -> list[str]:
         gains = [
             c
             for arm in _arms_of(entries)
-            if (c := contrast(entries, arm, "base", tasks=[task])) and c.difference.low > 0
+            if (c := contrast(entries, arm, "aligned", tasks=[task])) and c.difference.low > 0
         ]
         if gains:
             gains.sort(key=lambda c: -c.difference.value)
             said.append(
-                f"Where heads of the expert do not help, train more than them: on {task} `aligned` moves "
-                f"{points(made.difference)}, but {_arms(gains)}."
+                f"Where heads of the expert are not enough, train more than them: on {task} `aligned` moves "
+                f"{points(made.difference)}; against it, {_arms(gains)}."
             )
     return said
 

@@ -32,6 +32,9 @@ from steering.reproduce.published import MARGIN, TRIALS
 from steering.results import IN_DOMAIN, Entry
 from testbed.tasks import TARGETS
 
+_UNLIKE = (
+    "Rows of unlike seeds are not to be compared: contrasts, below, take the seeds that both arms have. "
+)
 CONTROLS = ("random-k", "bottom-k", "generic-k", "all-heads")
 SLICED = ("aligned", "retain")
 """With the controls: arms that train heads of the expert and nothing else."""
@@ -213,19 +216,19 @@ def success_table(entries: Sequence[Entry]) -> Table:
                 d = cell.difference
                 sign = "" if d.low <= 0 <= d.high else " **+**" if d.low > 0 else " **−**"
                 cells[-1] += f" ({100 * d.value:+.0f}){sign}"
-        mean = arm.success
+        mean, seeds = arm.success, sorted({c.runs for c in found.cells if c.arm == arm.arm})
         shown = "" if mean is None or arm.tasks < len(tasks) else f"{100 * mean.success.value:.0f}"
         if shown and mean and mean.difference:
             shown += f" ({points(mean.difference)})"
-        rows.append((arm.arm, *cells, shown, f"{max(arm.trained):,}"))
+        rows.append((arm.arm, *cells, shown, _to(seeds), f"{max(arm.trained):,}"))
     n = sorted({cell.n for cell in found.cells})
-    runs = sorted({cell.runs for cell in found.cells})
+    runs = {cell.runs for cell in found.cells if cell.arm != "base"}
     note = (
         "Success in percent (difference to base in points; **+** or **−**: its 95 % interval excludes zero), "
-        f"n = {_to(n)} rollouts of each of {_to(runs)} training seed{'s' * (runs != [1])}; in the mean, the interval. "
+        f"n = {_to(n)} rollouts of each training seed; in the mean, the interval. {_UNLIKE if len(runs) > 1 else ''}"
         "An empty cell was not run; a mean needs all tasks."
     )
-    return Table("Success", ("arm", *tasks, "mean", "trained parameters"), tuple(rows), note)
+    return Table("Success", ("arm", *tasks, "mean", "seeds", "trained parameters"), tuple(rows), note)
 
 
 def choice_contrasts(entries: Sequence[Entry]) -> list[Contrast]:

@@ -208,7 +208,7 @@ def test_advice_says_where_more_than_heads_is_needed_and_whose_heads_not_to_take
     plan = PLAN.only(studies=["success"], seeds=[0])
     entries = read_records(write_results(tmp_path, plan, rate))
     said = "\n".join(advice(entries))
-    assert "on pick-cube `aligned` moves +0 [+0, +0], but `ffn-only` +60" in said
+    assert "on pick-cube `aligned` moves +0 [+0, +0]; against it, `ffn-only` +60" in said
     assert "the task's own do better by +24" in said  # 30 points on four tasks of five
     assert "do not matter, train more: `ffn-only` +12" in said  # 60 points on one task of five
     page = report(plan, entries, tmp_path)
