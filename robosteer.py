@@ -55,7 +55,9 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"robosteer {arguments.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nrobosteer {arguments.verb}: stopped; the same command goes on from here", file=sys.stderr)
+        kept = getattr(arguments, "run", "") is not None  # an evaluation may do without a run
+        after = "the same command goes on from here" if kept else "without --run nothing is kept"
+        print(f"\nrobosteer {arguments.verb}: stopped; {after}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -107,6 +107,17 @@ def test_benchmarks_are_listed_and_run():
     assert "did you mean hooks" in refused("bench", "hook") or "hooks" in refused("bench", "hook")
 
 
+@pytest.mark.parametrize(("run", "said"), [("runs/mug", "goes on from here"), (None, "nothing is kept")])
+def test_a_stop_says_what_is_kept(monkeypatch, capsys, run, said):
+    def stopped(arguments: argparse.Namespace) -> None:
+        raise KeyboardInterrupt
+
+    asked = argparse.Namespace(run_verb=stopped, verb="evaluate", run=run)
+    monkeypatch.setattr(robosteer.Parser, "parse_args", lambda self, words: asked)
+    assert robosteer.main(["evaluate"]) == 130
+    assert said in capsys.readouterr().err
+
+
 def test_help_imports_nothing_heavy():
     code = "import sys, robosteer; robosteer.build_parser().format_help(); print('torch' in sys.modules)"
     assert (
