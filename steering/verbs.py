@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from interp.verbs import check_device, demos_of, open_demos, open_policy, open_run, policy_of, takes_device
+from interp.verbs import check_device, demos_of, open_run, policy_of, takes_device
 from steering.export_verb import export, export_takes
+from steering.options import named_values
 from steering.reproduce.verb import reproduce, reproduce_takes
+from steering.serve_verb import serve, serve_takes
 
 if TYPE_CHECKING:
-    from interp.heads import Head
     from interp.policies import Policy
     from interp.runs import Run
     from steering.headset import HeadSet
@@ -81,7 +82,7 @@ def finetune(a: Namespace) -> None:
     check_coefficients(a.retain)
     settings = {k: getattr(a, k) for k in ("steps", "lr", "form") if getattr(a, k) is not None}
     published = PUBLISHED if a.published else {}
-    recipe = Recipe.named(a.recipe, **{**published, **_pairs("--set", a.set), **settings})
+    recipe = Recipe.named(a.recipe, **{**published, **named_values("--set", a.set), **settings})
     policy, demos = policy_of(run, a.policy, local_device(a.device)), demos_of(run, a.demos)
     directory = run.path / "jobs" / (a.name or a.recipe)
     done = train(
@@ -163,7 +164,7 @@ def evaluate(a: Namespace) -> None:
     check_device(a.device)  # the workers load the policy
     variation = _variation(a.vary)
     where = place(a.env, a.task)
-    cameras = {camera: str(image) for camera, image in _pairs("--camera", a.camera).items()}
+    cameras = {camera: str(image) for camera, image in named_values("--camera", a.camera).items()}
     chosen = (suites.custom(variation),) if variation else suites.choose(a.suite, where.suites)
     subject = _subject(a, run)
     done = suites.run_suites(
@@ -305,53 +306,6 @@ def _compare_takes(p: ArgumentParser) -> None:
     p.add_argument("--format", nargs="+", choices=("md", "json", "html"), help="all with --out, else md")
 
 
-def serve(a: Namespace) -> None:
-    """Let robots with openpi-client use a policy over a websocket, with heads switched off if wanted."""
-    import logging
-
-    from steering.serving import LivePolicy, PolicyServer, Reader, Settings, mean_z
-    from steering.serving import serve as run_server
-
-    settings = Settings(a.host, a.port, seed=a.seed, frame_mb=a.frame_mb)
-    policy = open_policy(a.policy, a.device)
-    cameras = {camera: str(key) for camera, key in _pairs("--camera", a.camera).items()}
-    reader = Reader(a.layout, policy.spec, cameras, a.prompt)
-    live = LivePolicy(policy, mean_z(policy, open_demos(a.demos), seed=a.seed) if a.demos else None)
-    live.switch(_named_heads(a.heads, policy) if a.heads else (), a.ablate)
-    logging.getLogger("robosteer.serve").setLevel(logging.INFO)
-
-    def ready(port: int) -> None:
-        off = f", {len(live.off)} heads off ({live.ablation})" if live.off else ""
-        print(f"ws://{a.host}:{port}  {a.policy} for {a.layout} robots{off}; Ctrl-C stops", flush=True)
-
-    run_server(PolicyServer(live, reader, settings), ready)
-
-
-def _serve_takes(p: ArgumentParser) -> None:
-    p.add_argument("--policy", default="tiny-pi0", help="directory, hub id or tiny-pi0")
-    p.add_argument(
-        "--layout",
-        default="testbed",
-        help="keys that the robot sends: droid, libero, testbed, or a JSON file of your own (docs/serve.md)",
-    )
-    p.add_argument(
-        "--camera",
-        nargs="+",
-        default=[],
-        metavar="CAMERA=KEY",
-        help="key of a camera, where names do not tell",
-    )
-    p.add_argument("--prompt", help="instruction for robots that send none")
-    p.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; there is no password")
-    p.add_argument("--port", type=int, default=8000, help="of the websocket")
-    p.add_argument("--heads", help="heads to switch off: a heads file, or expert.L3H5,expert.L4H0")
-    p.add_argument("--ablate", choices=("zero", "mean"), default="zero", help="what takes a head's place")
-    p.add_argument("--demos", help="demonstrations that --ablate mean averages over")
-    takes_device(p)
-    p.add_argument("--frame-mb", type=float, default=32, help="largest frame that is accepted")
-    p.add_argument("--seed", type=int, default=0, help="of the flow noise")
-
-
 # ---- what these verbs share
 
 
@@ -362,36 +316,8 @@ def _heads(name: str, run: Run, policy: Policy) -> HeadSet:
     return read_heads(run.selections.get(name, Path(name)), policy)
 
 
-def _named_heads(text: str, policy: Policy) -> Sequence[Head]:
-    """A heads file, or heads written out."""
-    from interp.heads import Head
-    from steering.headset import read_heads
-
-    if Path(text).is_file():
-        return read_heads(text, policy).heads
-    return [Head.parse(part) for part in text.split(",")]
-
-
 def _variation(pairs: Sequence[str]) -> dict[str, object] | None:
-    return _pairs("--vary", pairs) or None
-
-
-def _pairs(option: str, pairs: Sequence[str]) -> dict[str, object]:
-    """`light=0.5` -> {"light": 0.5}: values are JSON where they can be, else text."""
-    import json
-
-    from interp.errors import UsageError
-
-    knobs: dict[str, object] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"{option} {pair}: write NAME=VALUE, for example light=0.5")
-        try:
-            knobs[name] = json.loads(value)
-        except json.JSONDecodeError:
-            knobs[name] = value
-    return knobs
+    return named_values("--vary", pairs) or None
 
 
 VERBS = (
@@ -400,6 +326,6 @@ VERBS = (
     (evaluate, _evaluate_takes),
     (compare, _compare_takes),
     (export, export_takes),
-    (serve, _serve_takes),
+    (serve, serve_takes),
     (reproduce, reproduce_takes),
 )

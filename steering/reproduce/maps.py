@@ -24,13 +24,13 @@ from interp.factors.profile import Profile
 from interp.factors.study import pairs_for, study
 from interp.heads import Head
 from interp.policies import load_policy
-from interp.runs import Run, read_json, write_atomic
+from interp.runs import Run, alone, read_json, write_atomic
 from interp.scores import HeadScores
 from interp.stability import stability
 from steering.reproduce.plan import HEADS, Arm, Plan
 from steering.reproduce.records import compact
 from steering.reproduce.scores import PAIRS
-from steering.reproduce.work import POLICY, alone, prepare, scored
+from steering.reproduce.work import POLICY, prepare, scored
 
 METHODS = ("knn", "ablation", "patching", "atp")
 TOWERS = ("expert", "vlm")

@@ -10,9 +10,6 @@ waits. A killed process leaves its lock free and its work resumable.
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +17,7 @@ from typing import NamedTuple
 from interp.capture import capture
 from interp.demos import Demonstrations
 from interp.policies import load_policy
-from interp.runs import Run, read_json
+from interp.runs import Run, alone, read_json
 from interp.scores import HeadScores
 from steering.finetune import SUMMARY, finetune
 from steering.recipes import Recipe
@@ -43,15 +40,6 @@ class Adapted(NamedTuple):
 
     run: Run
     demos: Demonstrations
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """One process at a time; others wait. The lock goes with the process that holds it, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def run_path(work: Path, task: str, seed: int, demos: int) -> Path:

@@ -16,7 +16,7 @@ import pytest
 from interp.errors import UsageError
 from interp.knn import best_add
 from interp.policies import load_policy
-from interp.runs import Run
+from interp.runs import Run, alone
 from steering.compare import compare_entries
 from steering.episode import Episode
 from steering.recipes import Recipe
@@ -24,7 +24,7 @@ from steering.reproduce.experiment import done, keep, restore, run
 from steering.reproduce.plan import FULL, PLANS, Arm, Plan, Study
 from steering.reproduce.pool import Cluster
 from steering.reproduce.records import read_records, write_costs, write_record
-from steering.reproduce.work import alone, perform, results_path, run_path
+from steering.reproduce.work import perform, results_path, run_path
 from steering.results import Result, result_path, save_result
 from steering.suites import SUITES
 from testbed.tasks import PRETRAINING, TARGETS
@@ -370,7 +370,7 @@ def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, time\nfrom pathlib import Path\nfrom steering.reproduce.work import alone\n"
+            "import sys, time\nfrom pathlib import Path\nfrom interp.runs import alone\n"
             "with alone(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)",
             tmp_path / "lock",
         ],
