@@ -110,7 +110,7 @@ def arms_table(comparison: Comparison) -> Table:
         rows.append((*row, _count(arm.trained), _seconds(arm), _memory(arm)))
     n = sorted({cell.n for cell in comparison.cells if cell.suite == IN_DOMAIN})
     tasks = f"mean of {len(comparison.tasks)} tasks" if len(comparison.tasks) > 1 else comparison.tasks[0]
-    counts = f", n = {_ends(n)} each" if n else ""
+    counts = f", n = {ends(n)} each" if n else ""
     note = (
         f"Success in closed loop, {tasks}{counts}: percent (95 % interval), points [95 % paired bootstrap]."
     )
@@ -135,7 +135,7 @@ def tasks_table(comparison: Comparison) -> Table:
         if comparison.against
         else ""
     )
-    note = f"Success (95 % Wilson interval; mean: bootstrap), {against}n = {_ends(n)} a cell."
+    note = f"Success (95 % Wilson interval; mean: bootstrap), {against}n = {ends(n)} a cell."
     return Table("Tasks", ("task", *(arm.arm for arm in arms)), tuple(rows), note)
 
 
@@ -219,14 +219,15 @@ def _count(counts: tuple[int, int]) -> str:
 
 
 def _seconds(arm: Arm) -> str:
-    return f"{_ends([round(s) for s in arm.train_seconds])} s" if arm.train_seconds else ""
+    return f"{ends([round(s) for s in arm.train_seconds])} s" if arm.train_seconds else ""
 
 
 def _memory(arm: Arm) -> str:
     return f"{arm.peak_memory_mb:,.0f} MB" if arm.peak_memory_mb else ""
 
 
-def _ends(values: Sequence[int]) -> str:
+def ends(values: Sequence[int]) -> str:
+    """`25 to 100`, or `100` where the first and the last are the same; the values come sorted."""
     return " to ".join(str(v) for v in dict.fromkeys((values[0], values[-1]))) if values else "0"
 
 

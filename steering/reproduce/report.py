@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from steering.compare import Comparison, compare_entries
-from steering.compare_report import Table, markdown_table, parameters_table, points, rate, rate_and_points
+from steering.compare_report import (
+    Table,
+    ends,
+    markdown_table,
+    parameters_table,
+    points,
+    rate,
+    rate_and_points,
+)
 from steering.reproduce.advice import advice
 from steering.reproduce.claims import (
     MAIN_NAMES,
@@ -186,7 +194,7 @@ def coverage_table(found: Sequence[Covered], plan: Plan) -> Table:
 
 
 def _done(c: Covered) -> str:
-    fewer = f", {c.begun} with {_to(c.begun_n)} rollouts" if c.begun else ""
+    fewer = f", {c.begun} with {ends(c.begun_n)} rollouts" if c.begun else ""
     return f"{c.done} of {c.planned}{fewer}"
 
 
@@ -220,12 +228,12 @@ def success_table(entries: Sequence[Entry]) -> Table:
         shown = "" if mean is None or arm.tasks < len(tasks) else f"{100 * mean.success.value:.0f}"
         if shown and mean and mean.difference:
             shown += f" ({points(mean.difference)})"
-        rows.append((arm.arm, *cells, shown, _to(seeds), f"{max(arm.trained):,}"))
+        rows.append((arm.arm, *cells, shown, ends(seeds), f"{max(arm.trained):,}"))
     n = sorted({cell.n for cell in found.cells})
     runs = {cell.runs for cell in found.cells if cell.arm != "base"}
     note = (
         "Success in percent (difference to base in points; **+** or **−**: its 95 % interval excludes zero), "
-        f"n = {_to(n)} rollouts of each training seed; in the mean, the interval. {_UNLIKE if len(runs) > 1 else ''}"
+        f"n = {ends(n)} rollouts of each training seed; in the mean, the interval. {_UNLIKE if len(runs) > 1 else ''}"
         "An empty cell was not run; a mean needs all tasks."
     )
     return Table("Success", ("arm", *tasks, "mean", "seeds", "trained parameters"), tuple(rows), note)
@@ -358,7 +366,7 @@ def cost_table(compared: Comparison) -> Table:
 
 
 def _range_of(seconds: tuple[float, float] | None) -> str:
-    return " to ".join(str(s) for s in dict.fromkeys(map(round, seconds))) if seconds else ""
+    return ends([round(s) for s in seconds]) if seconds else ""
 
 
 def _ablation(study: Study, entries: Sequence[Entry]) -> str:
@@ -385,7 +393,3 @@ def _ablation(study: Study, entries: Sequence[Entry]) -> str:
         note += f" Not run yet: {', '.join(left)}."
     table = Table(study.name, ("arm", "success", "against base", "tasks", "seeds"), tuple(rows), note)
     return title + markdown_table(table)
-
-
-def _to(values: Sequence[int]) -> str:
-    return " to ".join(str(v) for v in dict.fromkeys((values[0], values[-1]))) if values else "0"
