@@ -19,6 +19,7 @@ so that a file cannot contradict itself.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any, Literal
 from interp.errors import UsageError
 from interp.runs import check_name, read_json, write_json
 from interp.scores import now
-from steering.episode import Episode
+from steering.episode import Condition, Episode
 from steering.rollouts import Evaluation
 from steering.stats import Interval, paired_bootstrap, wilson
 
@@ -156,6 +157,11 @@ class Entry:
 def condition_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What an evaluation with these settings rolls out, whoever acts."""
     return {"task": settings["rolled_out"], **{what: settings.get(what) for what in CONDITION}}
+
+
+def asked_of(condition: Condition) -> dict[str, Any]:
+    """`condition_of` an evaluation that has yet to run."""
+    return condition_of({"rolled_out": condition.task, **json.loads(json.dumps(condition.options))})
 
 
 def check_like(name: str, condition: Mapping[str, Any], baseline: Result) -> None:

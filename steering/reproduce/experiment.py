@@ -24,6 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from interp.errors import UsageError
+from steering.episode import Condition
 from steering.reproduce import maps
 from steering.reproduce.plan import Arm, Job, Plan
 from steering.reproduce.pool import Cluster, local
@@ -31,7 +32,6 @@ from steering.reproduce.records import read_records, write_costs, write_record
 from steering.reproduce.work import POLICY, as_planned, perform, results_path
 from steering.results import Result, load_result, result_path, save_result
 from steering.rollouts import TABLETOP, RolloutError, settings_of
-from steering.suites import SUITES
 
 
 def run(
@@ -100,13 +100,13 @@ def restore(work: Path, results: Path) -> None:
             results_path(work, result.task, result.settings["seed"]), result.name, result.suite
         )
         if not path.is_file():
-            condition = SUITES[result.suite].condition(result.task)
-            asked = settings_of(condition, POLICY, result.episodes[0].seed, None, TABLETOP)
+            ran = Condition(result.settings["rolled_out"], {})
+            asked = settings_of(ran, POLICY, result.episodes[0].seed, None, TABLETOP)
             save_result(path, replace(result, settings={**asked, **result.settings}))
 
 
 def done(plan: Plan, work: Path, job: Job) -> bool:
-    """Whether all rollouts of a job are there, of a policy trained as the plan says."""
+    """Whether all rollouts of a job are there, under today's suites and of a policy trained as the plan says."""
     paths = [result_path(results_path(work, job.task, job.seed), job.arm.name, suite) for suite in job.suites]
     return all(
         path.is_file()
@@ -119,7 +119,8 @@ def done(plan: Plan, work: Path, job: Job) -> bool:
 def keep(plan: Plan, work: Path, results: Path, task: str, arm: Arm) -> None:
     """Write the record of all that is there of an arm on a task, whatever part of the plan it came from.
 
-    A record has one recipe: what was trained with another, before a default changed, is left out until it is repeated.
+    A record has one recipe and one condition a suite: what was trained or tried otherwise, before a default or a suite
+    changed, is left out until it is repeated.
     """
     found = [
         (int(directory.name.removeprefix("seed").removesuffix("-results")), result)

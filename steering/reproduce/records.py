@@ -4,10 +4,10 @@ One file an arm and task holds all its seeds and suites. What luck and machine d
 memory, is in `costs.json` beside them, so that a result file changes only if a result does.
 
     <results>/<task>/<arm>.json
-        {"schema": 1, "command": what repeats it, "task", "arm", "recipe": {...}, "choice": {...},
+        {"schema": 2, "command": what repeats it, "task", "arm", "recipe": {...}, "choice": {...},
          "runs": [{"seed", "policy", "data", "heads", "trainable_parameters", "suites": {suite: outcomes}}]}
         outcomes: {"first": seed of the first episode, "success": "1011...", "steps": [...],
-                   "failures": {reason: [episodes]}, "execute": 2}
+                   "failures": {reason: [episodes]}, "execute": 2, "condition": what the suite changed then}
     <results>/costs.json    {task: {arm: {seed: {"train_seconds", "train_processor_seconds", "evaluate_seconds",
                                              "peak_memory_mb"}}}}
 """
@@ -23,10 +23,10 @@ from typing import Any
 from interp.errors import UsageError
 from interp.runs import read_json, write_atomic
 from steering.episode import Episode
-from steering.results import Entry, Result
+from steering.results import CONDITION, Entry, Result
 from steering.suites import SUITES
 
-SCHEMA = 1
+SCHEMA = 2
 COSTS = "costs.json"
 
 
@@ -81,6 +81,7 @@ def _outcomes(result: Result) -> dict[str, Any]:
         "steps": [e.steps for e in episodes],
         "failures": dict(sorted(failures.items())),
         "execute": result.settings.get("execute"),
+        "condition": {what: value for what in CONDITION if (value := result.settings.get(what))},
     }
 
 
@@ -148,7 +149,6 @@ def _result(
     cost: Mapping[str, Any],
 ) -> Result:
     suite, task = SUITES[suite_name], record["task"]
-    condition = suite.condition(task)
     why = {seed: reason for reason, seeds in outcomes["failures"].items() for seed in seeds}
     episodes = tuple(
         Episode(seed, won == "1", steps, why.get(seed))
@@ -157,8 +157,8 @@ def _result(
         )
     )
     settings = {
-        "rolled_out": condition.task,
-        **json.loads(json.dumps(condition.options)),
+        "rolled_out": suite.condition(task).task,
+        **outcomes["condition"],
         "execute": outcomes["execute"],
         "recipe": record["recipe"],
         "seed": run["seed"],

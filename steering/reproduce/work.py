@@ -24,9 +24,9 @@ from steering.recipes import Recipe
 from steering.reproduce.plan import RETAINED, Arm, Job, Plan
 from steering.reproduce.scores import choose as choose_heads
 from steering.reproduce.scores import head_scores
-from steering.results import Result, load_result
+from steering.results import Result, asked_of, load_result, result_path
 from steering.retain import retain
-from steering.suites import Subject, choose, run_suites
+from steering.suites import SUITES, Subject, choose, run_suites
 from testbed.demos import FIRST_SEED, record
 from testbed.tasks import TARGETS
 
@@ -68,12 +68,19 @@ def recipe_of(plan: Plan, arm: Arm) -> Recipe:
 
 
 def as_planned(plan: Plan, arm: Arm, result: Result) -> bool:
-    """Whether a result is of the training that the plan asks for, not of one before a default changed."""
+    """Whether a result is of the training and the suite that the plan asks for, not of those before a change."""
+    if not _tried_as_today(result):
+        return False
     if not arm.trained:
         return True
     recorded, asked = result.settings.get("recipe"), recipe_of(plan, arm).to_json()
     known = {**Recipe().to_json(), **(recorded or {}), "name": asked["name"]}  # a younger setting was off
     return recorded is not None and all(known[setting] == value for setting, value in asked.items())
+
+
+def _tried_as_today(result: Result) -> bool:
+    suite = SUITES.get(result.suite)
+    return suite is not None and result.condition == asked_of(suite.condition(result.task))
 
 
 def scored(plan: Plan, arm: Arm, adapted: Adapted) -> HeadScores:
@@ -113,9 +120,14 @@ def perform(plan: Plan, work: Path, job: Job) -> list[Result]:
     """Train the job's arm and roll it out under its suites.
 
     Another machine's arithmetic may have trained another policy from the same seed: what is there of that one is
-    measured again with this one, so that all suites of an arm are of one policy.
+    measured again with this one, so that all suites of an arm are of one policy. So is what was tried before a suite
+    changed.
     """
     directory = results_path(work, job.task, job.seed)
+    for suite in job.suites:
+        path = result_path(directory, job.arm.name, suite)
+        if path.is_file() and not _tried_as_today(load_result(path)):
+            path.unlink()
     if job.arm.trained:
         training = train(plan, work, job.task, job.arm, job.seed)
         summary = read_json(training / SUMMARY)

@@ -176,7 +176,7 @@ def test_records_of_several_seeds_are_runs_of_one_arm(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda text: text[: len(text) // 2], "is not JSON"),
-        (lambda text: text.replace('"schema": 1', '"schema": 9'), "schema 9, this version reads 1"),
+        (lambda text: text.replace('"schema": 2', '"schema": 9'), "schema 9, this version reads 2"),
         (lambda text: text.replace('"1101"', '"110"'), "is no record of results"),
         (lambda text: text.replace('"in-domain"', '"in-space"'), "is no record of results"),
     ],
@@ -336,6 +336,32 @@ def test_what_was_trained_with_another_recipe_is_not_done(tmp_path: Path) -> Non
     assert [done(plan, tmp_path, job) for job in plan.jobs()] == [True, False]
     keep(plan, tmp_path, tmp_path / "results", "press-button-hard", arm)
     assert [e.result.settings["seed"] for e in read_records(tmp_path / "results")] == [0]
+
+
+def test_what_was_tried_before_a_suite_changed_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or rates under half the light and under hardly less would stand in one row."""
+    task, base = "press-button-hard", load_policy("tiny-pi0").fingerprint
+    plan = replace(ONE, studies=(replace(ONE.studies[0], suites=("lighting",)),))
+    (job,) = plan.jobs()
+    before = replace(SUITES["lighting"], options={"variation": {"light": 0.5}})
+    ran = {"rolled_out": task, "execute": 2, **before.options}
+    measured = result("base", "lighting", "11", task=task, policy=base, heads=None, settings=ran)
+    kept = tmp_path / "results"
+    write_record(kept, [(0, measured)], "")
+    restore(tmp_path / "work", kept)
+    assert [e.result.settings["variation"] for e in read_records(kept)] == [{"light": 0.5}]
+    assert not done(plan, tmp_path / "work", job)
+
+    with monkeypatch.context() as then:
+        then.setitem(SUITES, "lighting", before)
+        assert done(plan, tmp_path / "work", job)
+
+    (found,) = perform(plan, tmp_path / "work", job)
+    assert found.settings["variation"] == SUITES["lighting"].options["variation"]
+    assert [e.steps for e in found.episodes] != [e.steps for e in measured.episodes]
+    assert done(plan, tmp_path / "work", job)
 
 
 @pytest.mark.slow
