@@ -66,8 +66,9 @@ def _vary(**knobs: Any) -> dict[str, Any]:
 _SUITES = (
     Suite(IN_DOMAIN, None, "as in the demonstrations"),
     Suite(
-        "lighting", "visual", "under half the light, from the other side",
-        _vary(light=0.45, light_direction=[0.5, -0.4, -1.0]),
+        # Dimmer and tiny-pi0 does nothing at all, whoever finetuned it: 0 to 4 % at 0.45 says nothing of an arm.
+        "lighting", "visual", "three quarters of the light, from the other side",
+        _vary(light=0.75, light_direction=[0.5, -0.4, -1.0]),
     ),
     Suite("form", "visual", "the object's box and cylinder swapped", _vary(form="swapped")),
     Suite("distractors", "visual", "three more cubes that nobody speaks of", _vary(distractors=3)),
