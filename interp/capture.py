@@ -35,6 +35,7 @@ from interp.demos import Demonstrations
 from interp.errors import UsageError, unknown
 from interp.heads import Head
 from interp.noise import frame_noise as frame_noise
+from interp.policies.preprocessing import states_of
 from interp.policies.protocol import Batch, Observation, Policy
 from interp.policies.spec import PolicySpec
 from interp.runs import Run, Signals, alone, digest, read_json, write_atomic, write_json
@@ -227,7 +228,9 @@ def capture_block(
             policy, _taps(policy, {k: kept for k, kept in layers.items() if k[0] == "expert"}, places)
         ):
             policy.velocity(batch, actions, actions.new_zeros(len(actions)), prefix)
-        prediction = policy.unnormalise_actions(actions[..., : policy.spec.action_dim])
+        prediction = policy.unnormalise_actions(
+            actions[..., : policy.spec.action_dim], states_of(observations, actions.device)
+        )
     return {key: torch.stack(kept, dim=1) for key, kept in layers.items()}, prediction
 
 

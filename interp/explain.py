@@ -37,6 +37,7 @@ from interp.edits import Edit
 from interp.errors import UsageError, unknown
 from interp.footage import Camera
 from interp.heads import Head
+from interp.policies.preprocessing import states_of
 from interp.policies.protocol import Policy
 from interp.watching import QUERIES, Seen, watch
 
@@ -229,7 +230,8 @@ def explain(
     first = [part.head for part in heads[: settings.shown]]
     examples = _strongest(policy, demos, first, settings, progress)
     demonstrated, over = demos.chunk(row, policy.spec.horizon)
-    ones = torch.ones(policy.spec.action_dim)
+    here = states_of([observation], written.action.device)
+    ones = torch.ones(1, policy.spec.action_dim, device=here.device)
     return Explanation(
         policy=policy.fingerprint,
         data=demos.fingerprint,
@@ -238,10 +240,12 @@ def explain(
         length=len(chosen),
         instruction=observation.instruction,
         names=policy.spec.action_names,
-        predicted=_numbers(policy.unnormalise_actions(written.action[0])),
+        predicted=_numbers(policy.unnormalise_actions(written.action[:1], here)[0]),
         demonstrated=demonstrated.astype(np.float64),
         over=over,
-        unit=_numbers(policy.unnormalise_actions(ones) - policy.unnormalise_actions(ones * 0)),
+        unit=_numbers(
+            (policy.unnormalise_actions(ones, here) - policy.unnormalise_actions(ones * 0, here))[0]
+        ),
         parts=_parts(written),
         heads=heads,
         looks=tuple(_look(head, seen, examples[head]) for head in first),

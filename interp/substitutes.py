@@ -93,7 +93,10 @@ class Passes:
         """Demonstrated chunks as the loss takes them, and which steps are past the end of the episode."""
         chunks, over = zip(*(self.demos.chunk(at, self.policy.spec.horizon) for at in frames), strict=True)
         # Normalised before they are rounded to the noise's precision, which may not hold the robot's units.
-        actions = self.policy.normalise_actions(torch.tensor(np.stack(chunks)).float().to(noise.device))
+        state = torch.tensor(self.demos.state[list(frames)]).to(noise.device)
+        actions = self.policy.normalise_actions(
+            torch.tensor(np.stack(chunks)).float().to(noise.device), state
+        )
         return actions.to(noise), torch.tensor(np.stack(over)).to(noise.device)
 
 

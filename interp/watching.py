@@ -20,6 +20,7 @@ from interp.attribution import direct
 from interp.errors import UsageError
 from interp.footage import Camera
 from interp.mass import bars, parts_of
+from interp.policies.preprocessing import states_of
 from interp.policies.protocol import Batch, Observation, Policy
 from interp.sites import Tap, site_name, tapped
 
@@ -86,7 +87,7 @@ def watch(
         mass={tower: _shares(attended[tower], parts[tower], named) for tower in QUERIES},
         words={tower: _to_words(attended[tower], language.start, tokens) for tower in QUERIES},
         contribution={} if wrote is None else {"expert": _numbers(wrote)},
-        prediction=_numbers(policy.unnormalise_actions(action)),
+        prediction=_numbers(policy.unnormalise_actions(action, states_of(observations, action.device))),
         parts=named,
         vocabulary=vocabulary,
         cameras=shown,

@@ -59,7 +59,9 @@ class TrainingFrames:
         self._policy, self._demos, self._budget = policy, demos, cache_mb
         actions, padding = demos.chunks(policy.spec.horizon)
         device = next(policy.module.parameters()).device
-        self._actions = policy.normalise_actions(torch.from_numpy(actions).float().to(device))
+        self._actions = policy.normalise_actions(
+            torch.from_numpy(actions).float().to(device), torch.from_numpy(demos.state).to(device)
+        )
         self._real = torch.from_numpy(~padding).to(device)
         if recipe.padding == "repeat":
             self._real = torch.ones_like(self._real)

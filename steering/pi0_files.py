@@ -195,7 +195,14 @@ def write_about(policy: PI0Policy, directory: Path, names: Sequence[str]) -> Non
     about, config = policy.preprocessing, policy.module.config.to_dict()
     for name in ("architectures", "dtype", "transformers_version"):
         config.pop(name, None)
-    fields = {name: getattr(about, name) for name in ("state_names", "action_names", "fps", "images", *names)}
+    always = (
+        "state_names",
+        "action_names",
+        "fps",
+        "images",
+        *(["delta_actions"] if about.acts_in_deltas else []),
+    )
+    fields = {name: getattr(about, name) for name in (*always, *names)}
     write_settings(directory / FILE, {"schema": SCHEMA, **fields, **about.notes, "network": config}, indent=1)
 
 

@@ -58,6 +58,11 @@ def lerobot_settings(
     policy: PI0Policy, directory: Path, observations: Sequence[Observation], tokenizer: str, **config: Any
 ) -> tuple[str, ...]:
     """`lerobot_directory` without weights. `config` are further settings of config.json."""
+    if policy.preprocessing.acts_in_deltas:
+        raise UsageError(
+            "the policy acts in deltas (robosteer.json: delta_actions), to which LeRobot's pi0 adds no state: "
+            "the robot would move wrongly; use --format openpi, merged or peft"
+        )
     network, features = Network.of(policy), _features(policy, observations)
     write_settings(directory / CONFIG, {**_config(policy, network, features), **config}, indent=4)
     _write_processors(policy, directory, features, tokenizer)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from interp.errors import UsageError
 from interp.policies import Observation
+from interp.policies.preprocessing import FILE
 from steering.pi0_files import (
     CONFIG,
     WEIGHTS,
@@ -84,10 +85,12 @@ def _notes(policy: PI0Policy, asset: str) -> Iterator[str]:
     if called:
         yield "cameras as openpi's images: " + ", ".join(f"{ours} is {name}" for ours, name in called.items())
     yield f"pi0 with action_horizon {config.chunk_size}, asset_id {asset}, use_quantile_norm False"
-    if about.images == "openpi":  # trained by it; only its configurations say whether on deltas
+    if about.acts_in_deltas:
+        yield f"its configuration needs DeltaActions and AbsoluteActions with mask {about.delta_actions}"
+    elif about.images == "openpi":  # trained by it; only its configurations say whether on deltas
         yield (
-            "if its configuration has DeltaActions (extra_delta_transform, Aloha): openpi's server adds the state to "
-            "the deltas, `robosteer serve` and `evaluate` do not"
+            "if its configuration has DeltaActions (extra_delta_transform, Aloha), the policy was trained on the wrong "
+            f"actions: say so in {FILE} (delta_actions) before finetuning"
         )
     if config.max_state_dim != config.max_action_dim:
         yield f"openpi pads state ({config.max_state_dim}) and action ({config.max_action_dim}) to one action_dim"

@@ -322,7 +322,11 @@ class PI0Policy:
     def sample(
         self, batch: Batch, noise: Float[Tensor, "batch horizon max_action_dim"], prefix: Prefix | None = None
     ) -> Float[Tensor, "batch horizon action"]:
-        return self.unnormalise_actions(self.denoise(batch, noise, prefix)[..., : self.spec.action_dim])
+        actions, state = self.denoise(batch, noise, prefix)[..., : self.spec.action_dim], None
+        if self.preprocessing.acts_in_deltas:
+            state = self.preprocessing.state.invert(batch["state"][:, : self.spec.state_dim])
+            state = state.repeat_interleave(len(noise) // len(state), dim=0)
+        return self.unnormalise_actions(actions, state)
 
     def noise(self, n: int, seed: int | torch.Generator) -> Float[Tensor, "batch horizon max_action_dim"]:
         """Standard normal, drawn on the CPU so that a seed means the same on every device."""
@@ -330,11 +334,15 @@ class PI0Policy:
         drawn = torch.randn(n, self.spec.horizon, self.spec.max_action_dim, generator=generator)
         return drawn.to(self.module.device, self._flow_dtype)
 
-    def normalise_actions(self, actions: Float[Tensor, "*axes action"]) -> Float[Tensor, "*axes action"]:
-        return self.preprocessing.action.apply(actions)
+    def normalise_actions(
+        self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
+    ) -> Float[Tensor, "batch *axes action"]:
+        return self.preprocessing.normalise_actions(actions, state)
 
-    def unnormalise_actions(self, actions: Float[Tensor, "*axes action"]) -> Float[Tensor, "*axes action"]:
-        return self.preprocessing.action.invert(actions)
+    def unnormalise_actions(
+        self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
+    ) -> Float[Tensor, "batch *axes action"]:
+        return self.preprocessing.unnormalise_actions(actions, state)
 
     # ---- its parts
 

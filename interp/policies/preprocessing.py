@@ -7,7 +7,7 @@ How an image is resized and a prompt is written differs between those who releas
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from interp.errors import UsageError
+from interp.policies.protocol import Observation
 from interp.policies.spec import Letterbox
 
 FILE = "robosteer.json"
@@ -106,6 +107,9 @@ class Preprocessing:
     images: Images = "pillow"
     clean_prompt: bool = False
     """Whether the instruction is stripped and its underscores and line breaks become spaces, as openpi does."""
+    delta_actions: tuple[bool, ...] = ()
+    """Where an action is predicted less the state at its chunk's start, by dimension; openpi's `DeltaActions(mask)`.
+    Empty: nowhere."""
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What else the file says, such as how the policy was pretrained: kept when it is written again, but no part of
     what the policy is."""
@@ -125,6 +129,15 @@ class Preprocessing:
             raise UsageError(f"{FILE}: image_size, max_tokens, execute and fps must be positive")
         if self.images not in get_args(Images):
             raise UsageError(f"{FILE}: images {self.images!r} is none of {', '.join(get_args(Images))}")
+        if self.delta_actions and (
+            len(self.delta_actions) != self.action_dim
+            or not all(isinstance(delta, bool) for delta in self.delta_actions)
+            or any(self.delta_actions[self.state_dim :])
+        ):
+            raise UsageError(
+                f"{FILE}: delta_actions {list(self.delta_actions)} must say true or false of each of the "
+                f"{self.action_dim} action dimensions, true only where the state (of {self.state_dim}) has one too"
+            )
 
     def named(self, kind: str) -> tuple[str, ...]:
         """Dimension names of `state` or `action`; numbered when the file has none."""
@@ -172,6 +185,7 @@ class Preprocessing:
             action=norm["action"],
             state_names=tuple(data.get("state_names", ())),
             action_names=tuple(data.get("action_names", ())),
+            delta_actions=tuple(data.get("delta_actions", ())),
             notes={name: value for name, value in data.items() if name not in known},
             **optional,
         )
@@ -179,7 +193,7 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         """Without the notes: these are what a policy's fingerprint covers. What came later is left out where it is
         as it always was, so that fingerprints stay."""
-        later = {"images": "pillow", "clean_prompt": False}
+        later = {"images": "pillow", "clean_prompt": False, "delta_actions": ()}
         data = {
             name: value
             for name, value in asdict(self).items()
@@ -190,6 +204,37 @@ class Preprocessing:
             **data,
             "norm": {"state": self.state.to_json(), "action": self.action.to_json()},
         }
+
+    def normalise_actions(
+        self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None
+    ) -> Float[Tensor, "batch *axes action"]:
+        return self.action.apply(
+            actions if not self.acts_in_deltas else actions - self._start(actions, state)
+        )
+
+    def unnormalise_actions(
+        self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None
+    ) -> Float[Tensor, "batch *axes action"]:
+        actions = self.action.invert(actions)
+        return actions if not self.acts_in_deltas else actions + self._start(actions, state)
+
+    @property
+    def acts_in_deltas(self) -> bool:
+        return any(self.delta_actions)
+
+    def _start(self, actions: Tensor, state: Tensor | None) -> Float[Tensor, "batch *ones action"]:
+        """The state where actions are less it, and 0 elsewhere."""
+        if state is None:
+            raise UsageError(
+                f"the policy acts in deltas ({FILE}: delta_actions): its actions need the state that they start from"
+            )
+        if len(state) != len(actions):
+            raise UsageError(
+                f"{len(actions)} rows of actions and {len(state)} states: every row needs its own"
+            )
+        at = state.to(actions)[:, : self.action_dim]
+        at = F.pad(at, (0, self.action_dim - at.shape[1])) * at.new_tensor(self.delta_actions)
+        return at.reshape(len(at), *[1] * (actions.ndim - 2), self.action_dim)
 
     def cleaned(self, instruction: str) -> str:
         return instruction.strip().replace("_", " ").replace("\n", " ") if self.clean_prompt else instruction
@@ -207,6 +252,13 @@ class Preprocessing:
             fit = Letterbox.fit if self.images == "pillow" else _rounded_down
             image = letterbox(image, fit(image.shape[0], image.shape[1], self.image_size))
         return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def states_of(
+    observations: Sequence[Observation], device: torch.device | str = "cpu"
+) -> Float[Tensor, "batch state"]:
+    """In the robot's units, as `Policy.unnormalise_actions` takes them."""
+    return torch.tensor(np.stack([observation.state for observation in observations])).float().to(device)
 
 
 def _rounded_down(height: int, width: int, size: int) -> Letterbox:

@@ -188,11 +188,19 @@ class Policy(Protocol):
 
     def noise(self, n: int, seed: int | torch.Generator) -> Float[Tensor, "batch horizon max_action_dim"]: ...
 
-    def normalise_actions(self, actions: Float[Tensor, "*axes action"]) -> Float[Tensor, "*axes action"]: ...
+    def normalise_actions(
+        self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
+    ) -> Float[Tensor, "batch *axes action"]:
+        """From the robot's units to what the network predicts. `state` is the robot's, in its units, at the start of
+        every row's chunk: a policy that acts in deltas needs it, others do not look at it.
+        """
+        ...
 
     def unnormalise_actions(
-        self, actions: Float[Tensor, "*axes action"]
-    ) -> Float[Tensor, "*axes action"]: ...
+        self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
+    ) -> Float[Tensor, "batch *axes action"]:
+        """The inverse of `normalise_actions`."""
+        ...
 
     def block(self, tower: str, layer: int) -> Block: ...
 

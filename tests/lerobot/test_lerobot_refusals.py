@@ -63,6 +63,13 @@ def test_processors_that_are_missing(broken: Path) -> None:
     assert refusal(broken).endswith("it has no policy_preprocessor.json")
 
 
+def test_deltas_to_which_lerobot_would_add_no_state(broken: Path) -> None:
+    (broken / "robosteer.json").write_text(json.dumps({"delta_actions": [True] * 6}))
+    assert "delta_actions is for pi0 in the core environment" in refusal(broken)
+    (broken / "robosteer.json").write_text(json.dumps({"delta_actions": [False] * 6}))
+    load_policy(broken)
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"), [("act", "never calls its output projection"), ("diffusion", "U-Net")]
 )

@@ -3,6 +3,7 @@
 policy.py is what they share, architecture.py says what each of them adds, files.py reads and writes their directories.
 """
 
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,12 @@ def load(directory: Path, kind: str, device: "str | torch.device", source: str) 
         raise UsageError(
             f"{directory} is a LeRobot policy ({kind}), and LeRobot is not installed here: "
             "use the environment of `make setup-lerobot`, or pip install 'robosteer[lerobot]'"
+        )
+    beside = directory / "robosteer.json"
+    if beside.is_file() and any(json.loads(beside.read_text()).get("delta_actions", ())):
+        raise UsageError(
+            f"{beside}: delta_actions is for pi0 in the core environment; LeRobot, which is installed here, would run "
+            f"this {kind} without adding the state: use an environment without LeRobot, or take delta_actions out"
         )
     from interp.policies.lerobot.files import read_config, read_network, read_processors
     from interp.policies.lerobot.policy import LeRobotPolicy

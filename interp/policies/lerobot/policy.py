@@ -293,13 +293,17 @@ class LeRobotPolicy:
         drawn = torch.randn(n, self.spec.horizon, self.spec.max_action_dim, generator=generator)
         return drawn.to(self._device)
 
-    def normalise_actions(self, actions: Float[Tensor, "*axes action"]) -> Float[Tensor, "*axes action"]:
+    def normalise_actions(
+        self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
+    ) -> Float[Tensor, "batch *axes action"]:
         for step in self.preprocessor.steps:
             if isinstance(step, NormalizerProcessorStep):
                 actions = step({TransitionKey.ACTION: actions})[TransitionKey.ACTION]
         return actions
 
-    def unnormalise_actions(self, actions: Float[Tensor, "*axes action"]) -> Float[Tensor, "*axes action"]:
+    def unnormalise_actions(
+        self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
+    ) -> Float[Tensor, "batch *axes action"]:
         return self.postprocessor(actions).to(actions.device)
 
     # ---- its parts
