@@ -46,6 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.formatwarning = lambda message, *_: f"robosteer: warning: {message}\n"
     from interp.errors import UsageError
     from testbed.variation import TestbedError
 

@@ -40,6 +40,7 @@ from interp.policies.protocol import Batch, Observation, Policy
 from interp.policies.spec import PolicySpec
 from interp.runs import Run, Signals, alone, digest, read_json, write_atomic, write_json
 from interp.sites import Tap, site_name, tapped
+from interp.units import warn_if_unlike_training
 
 Z = Float[Tensor, "frame layer head d_head"]
 Key = tuple[str, str]
@@ -99,6 +100,7 @@ def capture(
     holds one block of frames. A run of another policy, other data or another seed is refused.
     """
     demos = demos.for_policy(policy.spec)
+    warn_if_unlike_training(policy, demos)
     wanted = tuple(policy.spec.towers if towers is None else towers)
     for tower in wanted:
         if tower not in policy.spec.towers:

@@ -42,6 +42,7 @@ from interp.errors import UsageError
 from interp.policies import Policy, load_policy
 from interp.runs import read_json, write_json
 from interp.scores import HeadScores, now
+from interp.units import warn_if_unlike_training
 from steering.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, steps_in
 from steering.draws import Draw
 from steering.frames import Examples, TrainingFrames
@@ -101,6 +102,7 @@ def finetune(
     if not len(demos):
         raise UsageError(f"demonstrations {demos.path} have no frames to train on")
     demos = demos.for_policy(policy.spec)
+    warn_if_unlike_training(policy, demos)
     ranks = Ranks(next(policy.module.parameters()).device)
     ranks.share(recipe.batch)
     base = {"source": policy.source, "fingerprint": policy.fingerprint}

@@ -122,17 +122,24 @@ def validate(a: Namespace) -> int:
     """
     from interp.data.check import problems
 
-    spec = None
+    policy = None
     if a.policy:
+        from interp.demos import Demonstrations
         from interp.policies import load_policy
+        from interp.units import unlike_training
 
-        spec = load_policy(a.policy).spec
+        policy = load_policy(a.policy)
     if not Path(a.demos).is_dir():
         raise UsageError(f"{a.demos} is no directory")
     found = 0
+    spec = policy.spec if policy else None
     for line in problems(a.demos, spec, every_image=not a.quick, progress=True):
         print(line)
         found += 1
+    if policy and not found:
+        for line in unlike_training(policy, Demonstrations.open(a.demos)):
+            print(line)
+            found += 1
     if not found:
         print(f"{a.demos}: no problems found")
     return 1 if found else 0
