@@ -6,7 +6,6 @@ killed goes on with the first missing episode. Memory holds one block of frames.
 
 import json
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from interp.demos import Demonstrations, Episode
 from interp.errors import UsageError, unknown
 from interp.footage import ABOUT, EDITS, SCHEMA, place
 from interp.policies.protocol import Observation, Policy
-from interp.runs import Run, alone, write_json
+from interp.runs import Run, alone, whole_directory, write_json
 from interp.watching import QUERIES, Seen, watch
 
 FRAMES = 16
@@ -77,11 +76,9 @@ def _write_episode(
     done: Callable[[int], Any],
 ) -> None:
     target = place(run, episode.index, edit)
-    target.parent.mkdir(exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     seed = int(run.info["seeds"].get("capture", 0))
-    try:
-        fresh.chmod(0o755)
+    with whole_directory(target) as fresh:
+        fresh.mkdir()
         writer: Writer | None = None
         for start in range(0, len(episode), FRAMES):
             frames = range(episode.start + start, min(episode.start + start + FRAMES, episode.stop))
@@ -97,9 +94,6 @@ def _write_episode(
             done(len(frames))
         assert writer is not None
         writer.finish(episode=episode.index, edit=edit, settings={"seed": seed, "queries": QUERIES})
-        fresh.rename(target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _save_pictures(path: Path, start: int, observations: Sequence[Observation]) -> None:

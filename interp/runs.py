@@ -69,6 +69,23 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise
 
 
+@contextmanager
+def whole_directory(target: Path) -> Iterator[Path]:
+    """A path beside `target` for the block to make a directory at, which is then renamed to it; what was there goes.
+
+    If the block fails, nothing of it stays and what was there is untouched.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}-", dir=target.parent, ignore_cleanup_errors=True
+    ) as scratch:
+        fresh = Path(scratch) / target.name
+        yield fresh
+        if target.exists():
+            target.rename(Path(scratch) / "replaced")
+        fresh.rename(target)
+
+
 def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
     """NaN and infinity are refused: JSON has no word for them, and readers disagree about what they mean."""
     write_atomic(Path(path), (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())

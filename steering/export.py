@@ -14,8 +14,6 @@ compared with the policy in memory, and only then is it renamed into place.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from interp.demos import Demonstrations
 from interp.errors import UsageError, unknown
 from interp.heads import Head
 from interp.policies import Observation, Policy, load_policy, policy_directory
-from interp.runs import read_json, write_atomic, write_json
+from interp.runs import read_json, whole_directory, write_atomic, write_json
 from steering import pi0_adapter
 from steering.adapter import Adapter, LowRank, kept_factors
 from steering.card import CARD, README, base_name, make_card, readme
@@ -246,15 +244,13 @@ def _export(
     _check_target(target, overwrite)
     if not observations:
         raise UsageError("export needs at least one observation to verify the exported policy on")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with whole_directory(target) as fresh:
         device = str(next(policy.module.parameters()).device)
         expected = chunks_of(policy, observations, seed)
-        draft = write(fresh / target.name)
+        draft = write(fresh)
         if draft.acts_as not in (None, policy):
             expected = chunks_of(draft.acts_as, observations, seed)
-        answer = ask_fresh_process(fresh / target.name, observations, seed, draft.base, device)
+        answer = ask_fresh_process(fresh, observations, seed, draft.base, device)
         difference = float(np.abs(answer.chunks - expected).max())
         allowed = TOLERANCE * max(1.0, float(np.abs(answer.chunks).max()))
         if not difference <= allowed:  # also catches NaN
@@ -272,13 +268,8 @@ def _export(
             difference=difference,
             notes=draft.notes,
         )
-        write_json(fresh / target.name / CARD, card)
-        write_atomic(fresh / target.name / README, readme(card).encode())
-        if target.exists():
-            target.rename(fresh / "old")
-        (fresh / target.name).rename(target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        write_json(fresh / CARD, card)
+        write_atomic(fresh / README, readme(card).encode())
     return exported
 
 

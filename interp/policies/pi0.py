@@ -10,8 +10,6 @@ Source: Black et al., pi0 (arXiv 2410.24164); transformers/models/pi0/modeling_p
 
 import hashlib
 import json
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -35,6 +33,7 @@ from interp.policies.pi0_weights import load_network
 from interp.policies.preprocessing import FILE, Preprocessing
 from interp.policies.protocol import Batch, Block, Observation, Prefix, Readout
 from interp.policies.spec import TowerSpec
+from interp.runs import whole_directory
 
 # What a network computes depends on these and not on the shapes and values of its weights alone.
 _DEFINING = (
@@ -86,23 +85,11 @@ class PI0Policy:
             and (not target.is_dir() or any(target.iterdir()))
         ):
             raise UsageError(f"{target} exists and is not a policy: give an empty or new directory")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            fresh.chmod(0o755)
+        with whole_directory(target) as fresh:
             _quietly(self.module.save_pretrained, fresh)
             self.tokenizer.save_pretrained(fresh)
             about = {**self.preprocessing.to_json(), **self.preprocessing.notes}
             (fresh / FILE).write_text(json.dumps(about, indent=1))
-            if target.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-                target.rename(old / target.name)
-                fresh.rename(target)
-                shutil.rmtree(old)
-            else:
-                fresh.rename(target)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
 
     def _counted(self, tower: str) -> TowerSpec:
         """With the heads that the output projections really read: layers of a pruned network differ."""

@@ -14,7 +14,7 @@ import interp.runs
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.policies import Policy, TowerSpec
-from interp.runs import Run, Signals, alone, read_json, write_json
+from interp.runs import Run, Signals, alone, read_json, whole_directory, write_json
 from interp.scores import HeadScores, Null, TowerScores
 
 DATA = {"fingerprint": "demos-1", "frames": 3}
@@ -262,3 +262,39 @@ def test_activations_before_a_capture_are_an_error(policy: Policy, tmp_path: Pat
         run.activations("expert")
     with pytest.raises(UsageError, match="no finished capture"):
         run.signals()
+
+
+def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time\nfrom pathlib import Path\nfrom interp.runs import alone\n"
+            "with alone(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)",
+            tmp_path / "lock",
+        ],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    holder.kill()
+    holder.wait()
+    with alone(tmp_path / "lock"):
+        pass
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep/policy"
+    with whole_directory(target) as fresh:
+        fresh.mkdir()
+        (fresh / "weights").write_text("old")
+        assert not target.exists()
+    with pytest.raises(FileNotFoundError), whole_directory(target) as fresh:
+        (fresh / "weights").write_text("of a directory that nobody made")
+    assert (target / "weights").read_text() == "old"
+    with whole_directory(target) as fresh:
+        fresh.mkdir()
+        (fresh / "other").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["other"]  # nothing of what it replaced
+    assert list(target.parent.iterdir()) == [target]

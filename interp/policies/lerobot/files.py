@@ -7,7 +7,6 @@ does not fit: every tensor of the file must be one of the network's and the othe
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from interp.errors import UsageError
+from interp.runs import whole_directory
 
 if TYPE_CHECKING:
     from interp.policies.lerobot.policy import LeRobotPolicy
@@ -129,15 +129,10 @@ def save(policy: "LeRobotPolicy", target: Path) -> None:
     """A directory that LeRobot's `from_pretrained`, `make_policy` and policy server load; there completely or not."""
     if target.exists() and not (target / CONFIG).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not a policy: give an empty or new directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        fresh = Path(scratch) / target.name
+    with whole_directory(target) as fresh:
         with quiet():
             policy.module.save_pretrained(fresh)
         save_processors(policy, fresh)
-        if target.exists():
-            target.rename(Path(scratch) / "old")
-        fresh.rename(target)
 
 
 def save_processors(policy: "LeRobotPolicy", directory: Path) -> None:

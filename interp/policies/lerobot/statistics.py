@@ -10,7 +10,6 @@ lerobot-train gives a policy those of the data set that it trains on (scripts/le
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
 from interp.data.layout import Layout
 from interp.errors import UsageError
 from interp.policies.lerobot.files import quiet, read_config, read_processors
+from interp.runs import whole_directory
 
 STATE, ACTION = "observation.state", "action"
 _STATS = "meta/stats.json"
@@ -93,15 +93,12 @@ def with_statistics(directory: Path, demos: str | Path, out: Path) -> None:
         raise UsageError(
             f"{layout.path / _STATS} has no {', '.join(lacking)}, which this {config.type} normalises by"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        fresh = Path(scratch) / out.name
+    with whole_directory(out) as fresh:
         own_processors = shutil.ignore_patterns("policy_preprocessor*", "policy_postprocessor*")
         shutil.copytree(directory, fresh, ignore=own_processors)
         with quiet():
             pre.save_pretrained(fresh)
             post.save_pretrained(fresh)
-        fresh.rename(out)
 
 
 def statistics_of(layout: Layout) -> dict[str, dict[str, np.ndarray]]:
