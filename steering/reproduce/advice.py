@@ -14,6 +14,9 @@ from steering.reproduce.published import CHOICE_MINUTES, MARGIN
 from steering.results import IN_DOMAIN, Entry
 from testbed.tasks import TARGETS
 
+ELSEWHERE = ("lighting", "form", "distractors", "paraphrase", "pose-shift", "unseen", "pretraining")
+"""Suites, and groups of them, on which whoever is trained for a task is tried besides."""
+
 
 def advice(entries: Sequence[Entry]) -> list[str]:
     """The most important first."""
@@ -65,9 +68,18 @@ def _more_than_heads(entries: Sequence[Entry]) -> list[str]:
     if not more:
         return []
     more.sort(key=lambda c: -c.difference.value)
-    return [
-        f"If memory, time and what is forgotten do not matter, train more: {_arms(more)}, each less `aligned`."
-    ]
+    said = f"If memory and time do not matter, train more: {_arms(more)}, each less `aligned`"
+    return [f"{said}; {_elsewhere(entries, [c.arm for c in more])}."]
+
+
+def _elsewhere(entries: Sequence[Entry], arms: Sequence[str]) -> str:
+    """What arms lose against the chosen heads under other conditions than those that they were trained for."""
+    made = [c for arm in arms for where in ELSEWHERE if (c := contrast(entries, arm, "aligned", where))]
+    if not made:
+        return "what that costs under other conditions was not measured"
+    places = ", ".join(dict.fromkeys(c.where for c in made))
+    pays = [f"`{c.arm}` {points(c.difference)} under {c.where}" for c in made if c.difference.high < 0]
+    return f"but {', '.join(pays)}" if pays else f"no loss against it was shown under {places}"
 
 
 def _which_heads(entries: Sequence[Entry]) -> list[str]:

@@ -211,10 +211,28 @@ def test_advice_says_where_more_than_heads_is_needed_and_whose_heads_not_to_take
     assert "on pick-cube `aligned` moves +0 [+0, +0]; against it, `ffn-only` +60" in said
     assert "the task's own do better by +24" in said  # 30 points on four tasks of five
     assert "do not matter, train more: `ffn-only` +12" in said  # 60 points on one task of five
+    assert "each less `aligned`; what that costs under other conditions was not measured." in said
     page = report(plan, entries, tmp_path)
     assert "pick-cube and push-cup-to-bowl: few arms that train nothing but heads" in page  # push-cup gained
     on_none = [e for e in entries if e.arm in ("base", "ffn-only") or e.result.task != "push-cup-to-bowl"]
     assert "no arm that trains nothing but heads of the expert helps there" in report(plan, on_none, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dark", "said"),
+    [
+        (0.3, "each less `aligned`; but `full` -30 [-36, -24] under lighting."),
+        (0.7, "each less `aligned`; no loss against it was shown under lighting, form, distractors"),
+    ],
+)
+def test_advice_says_what_more_than_heads_pays_elsewhere(tmp_path: Path, dark: float, said: str) -> None:
+    def rate(arm: str, task: str, suite: str) -> float:
+        return {"base": 0.3, "aligned": 0.6}.get(arm, dark if suite == "lighting" else 0.8)
+
+    plan = PLAN.only(studies=["robustness"], arms=["base", "aligned", "full"], seeds=[0])
+    found = "\n".join(advice(read_records(write_results(tmp_path, plan, rate))))
+    assert "If memory and time do not matter, train more: `full` +20" in found
+    assert said in found
 
 
 def test_coverage_counts_cells_of_the_plan(entries: list[Entry]) -> None:
