@@ -24,12 +24,20 @@ def advice(entries: Sequence[Entry]) -> list[str]:
         _whether,
         _where_heads_do_not_help,
         _more_than_heads,
-        _which_heads,
+        _chosen_or_random,
+        _of_other_tasks,
+        _all_heads,
         _how_to_choose,
         _against_lora,
         _what_it_costs_elsewhere,
         _beware,
     )
+    return [sentence for part in parts for sentence in part(entries)]
+
+
+def headlines(entries: Sequence[Entry]) -> list[str]:
+    """What whoever reads five lines should know."""
+    parts = (_whether, _more_than_heads, _chosen_or_random, _against_lora, _what_it_costs_elsewhere)
     return [sentence for part in parts for sentence in part(entries)]
 
 
@@ -82,7 +90,7 @@ def _elsewhere(entries: Sequence[Entry], arms: Sequence[str]) -> str:
     return f"but {', '.join(pays)}" if pays else f"no loss against it was shown under {places}"
 
 
-def _which_heads(entries: Sequence[Entry]) -> list[str]:
+def _chosen_or_random(entries: Sequence[Entry]) -> list[str]:
     said = []
     for arm, control, tasks in (
         (Arm("aligned"), Arm("random-k"), ADAPTING),
@@ -101,7 +109,6 @@ def _which_heads(entries: Sequence[Entry]) -> list[str]:
             ),
         }
         said.append(words[made.finding(MARGIN)])
-    said += [sentence for part in (_of_other_tasks, _all_heads) for sentence in part(entries)]
     return said
 
 

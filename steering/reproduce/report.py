@@ -22,7 +22,7 @@ from steering.compare_report import (
     rate,
     rate_and_points,
 )
-from steering.reproduce.advice import advice
+from steering.reproduce.advice import advice, headlines
 from steering.reproduce.claims import (
     MAIN_NAMES,
     NO_DATA,
@@ -80,7 +80,7 @@ def report(plan: Plan, entries: Sequence[Entry], results: Path) -> str:
 
 def readme_table(entries: Sequence[Entry], results: Path) -> str:
     """What the README shows: success by arm and task, and what to take from it."""
-    lines = [*advice(entries), f"{_counted(claims(entries, results))} [REPORT.md](REPORT.md) names them."]
+    lines = [*headlines(entries), f"{_counted(claims(entries, results))} [REPORT.md](REPORT.md) names them."]
     return f"{markdown_table(success_table(entries))}\n\n{_list(lines)}"
 
 
