@@ -32,6 +32,9 @@ from steering.headset import HeadSet, best_heads
 JOINT = "best-add"
 FRAMES, PAIRS = 60, 30
 """Frames of an ablation and pairs of a patching, unless a plan says otherwise (`frames`, `pairs`)."""
+WINDOW_OF_ONE = 3
+"""Frames that are left out on both sides of each where there is one demonstration: episodes of the tabletop are shorter
+than the 30 of the published rule."""
 
 _KNN: Mapping[str, KnnSettings] = {
     "knn": KnnSettings(),
@@ -49,7 +52,10 @@ def _nearest(settings: KnnSettings) -> Scorer:
         policy: Policy, demos: Demonstrations, run: Run, tower: str, sizes: Mapping[str, int]
     ) -> HeadScores:
         capture(policy, demos, run.path, towers=(tower,), thumbnails=False, progress=False)
-        return rank(Run.open(run.path), settings, towers=(tower,))
+        one = len(demos.episodes) == 1
+        return rank(
+            Run.open(run.path), replace(settings, window=WINDOW_OF_ONE) if one else settings, towers=(tower,)
+        )
 
     return score
 
