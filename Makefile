@@ -5,8 +5,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-# LeRobot asks for an older torch and transformers than the core: an environment of its own.
+# LeRobot asks for an older torch and transformers than the core: an environment of its own. Which LeRobot Python decides:
+# 3.11 has 0.4.4, 3.12 and newer 0.6.1 (`make test-lerobot PYTHON=python3.12 VENV_LEROBOT=.venv-lerobot-0.6`).
 VENV_LEROBOT  ?= .venv-lerobot
+LEROBOT_0.4 := lerobot==0.4.4 transformers==4.57.6 transformer-lens==3.2.1
+LEROBOT_0.6 := lerobot==0.6.1 transformers==5.5.4 transformer-lens==3.5.1
 LEROBOT_STAMP := $(VENV_LEROBOT)/.installed
 
 .PHONY: setup setup-lerobot setup-libero demo test test-lerobot test-libero lint clean
@@ -28,7 +31,8 @@ setup-lerobot: $(LEROBOT_STAMP)
 $(LEROBOT_STAMP): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV_LEROBOT)
 	$(VENV_LEROBOT)/bin/python -c 'import torchvision' 2>/dev/null || $(VENV_LEROBOT)/bin/pip install --quiet torch==2.9.1 torchvision==0.24.1
-	$(VENV_LEROBOT)/bin/pip install --quiet --editable '.[lerobot]' lerobot==0.4.4 transformers==4.57.6 transformer-lens==3.2.1 nnsight==0.8.1 peft==0.21.2 'pytest>=8'
+	old=$$($(VENV_LEROBOT)/bin/python -c 'import sys; print(int(sys.version_info < (3, 12)))') && \
+	$(VENV_LEROBOT)/bin/pip install --quiet --editable '.[lerobot]' $$([ $$old = 1 ] && echo '$(LEROBOT_0.4)' || echo '$(LEROBOT_0.6)') nnsight==0.8.1 peft==0.21.2 'pytest>=8'
 	$(VENV_LEROBOT)/bin/pip check
 	@touch $@
 

@@ -261,8 +261,11 @@ def not_built(network: Network, library: str) -> Iterator[str]:
         yield f"{library} cannot build this network ({'; '.join(network.unlike)}); robosteer can"
 
 
-def resized(policy: PI0Policy, observations: Sequence[Observation], library: Images) -> Iterator[str]:
-    """What comes of images that have not the network's size, if the policy was trained on another resizing."""
+def resized(
+    policy: PI0Policy, observations: Sequence[Observation], library: Images, called: str
+) -> Iterator[str]:
+    """What comes of images that have not the network's size, if the policy was trained on another resizing than that
+    of the library `called` so."""
     about, size = policy.preprocessing, policy.preprocessing.image_size
     if about.images == library or all(
         image.shape[:2] == (size, size) for each in observations for image in each.images.values()
@@ -272,7 +275,7 @@ def resized(policy: PI0Policy, observations: Sequence[Observation], library: Ima
     theirs.preprocessing = dataclasses.replace(about, images=library)
     change = float(np.abs(chunks_of(theirs, observations, 0) - chunks_of(policy, observations, 0)).max())
     yield (
-        f"{library} resizes cameras to {size} x {size} by its own code, not by the one of the training: "
+        f"{called} resizes cameras to {size} x {size} by its own code, not by the one of the training: "
         f"actions differ by up to {change:.1e} here; images of that size are taken as they are"
     )
 

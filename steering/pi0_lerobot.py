@@ -175,7 +175,8 @@ def _notes(policy: PI0Policy, observations: Sequence[Observation], tokenizer: st
         yield f"the robot reads the tokenizer {PALIGEMMA} from the hub, whose licence has to be accepted there"
     elif Path(tokenizer).is_absolute():
         yield "the robot reads the tokenizer by a path: if it moves, change tokenizer_name in policy_preprocessor.json"
-    yield from resized(policy, observations, "lerobot")
+    yield from resized(policy, observations, "lerobot", "LeRobot 0.4")
+    yield from resized(policy, observations, "lerobot-0.5", "LeRobot from 0.5 on")
     if policy.preprocessing.images == "openpi":  # as in pi0_openpi.py
         yield (
             "if its configuration in openpi has DeltaActions (extra_delta_transform, Aloha): LeRobot does not add the "

@@ -76,7 +76,11 @@ def openpi_directory(
     write_tokenizer(policy.tokenizer, directory)
     unsaid = ["cameras", "image_size", "state_dim", "action_dim", "max_tokens", "execute"]
     write_about(policy, directory, [*unsaid, "prompt_suffix", "clean_prompt"])
-    return (*not_built(network, "openpi"), *_notes(policy, asset), *resized(policy, observations, "openpi"))
+    return (
+        *not_built(network, "openpi"),
+        *_notes(policy, asset),
+        *resized(policy, observations, "openpi", "openpi"),
+    )
 
 
 def _notes(policy: PI0Policy, asset: str) -> Iterator[str]:

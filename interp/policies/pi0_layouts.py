@@ -8,7 +8,8 @@ openpi         openpi's PyTorch port: paligemma_with_expert..., action_in_proj..
 lerobot        LeRobot's `PI0Policy`: openpi's names behind a leading model.
 
 openpi's and LeRobot's vlm has its word embeddings under two names, `embed_tokens` and `lm_head`, and a file holds one
-of them or both (`TWIN`). The expert's embeddings are read by nothing in any of them; there they are its `lm_head`.
+of them or both (`TWIN`); LeRobot's, from 0.5 on, two tensors, of which nothing reads `lm_head`. The expert's embeddings
+are read by nothing in any of them; there they are its `lm_head`.
 
 Sources: openpi examples/convert_jax_model_to_pytorch.py; lerobot/policies/pi0/modeling_pi0.py;
 transformers/conversion_mapping.py.

@@ -28,6 +28,8 @@ from interp.policies.pi0_layouts import Layout, from_transformers, layout_of, to
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 UNREAD = "model.dit.embed_tokens.weight"
 """The expert's word embeddings: nothing reads them, and some files leave them out."""
+UNTIED: tuple[Layout, ...] = ("lerobot",)
+"""Where word embeddings under two names may differ: from 0.5 on LeRobot ties them no longer, and reads embed_tokens."""
 _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -92,7 +94,8 @@ def open_weights(directory: Path) -> Stored:
     places: dict[str, Place] = {}
     twins: dict[str, Place] = {}
     unexpected = []
-    for name in sorted(found):
+    untied = layout in UNTIED  # there the later name, embed_tokens, is what is read
+    for name in sorted(found, reverse=untied):
         ours = to_transformers(name)
         if ours is None:
             unexpected.append(name)
@@ -142,7 +145,7 @@ def load_network(
     for name, place in stored.places.items():
         _put(module, name, tensor(place).to(dtypes[name]))
     for name, twin in stored.twins.items():
-        if not torch.equal(tensor(stored.places[name]), tensor(twin)):
+        if stored.layout not in UNTIED and not torch.equal(tensor(stored.places[name]), tensor(twin)):
             first = stored.places[name].name
             raise stored.wrong(
                 "contradicting", [twin.name], f"it is the same tensor as {first} and differs from it"

@@ -30,15 +30,16 @@ STD_FLOOR = 1e-8
 finite.
 """
 
-Images = Literal["pillow", "openpi", "lerobot"]
+Images = Literal["pillow", "openpi", "lerobot", "lerobot-0.5"]
 """Who resizes an image that has not the network's size. All keep the aspect and centre.
 
 pillow    Pillow's antialiased bilinear filter, sides rounded, black border (tiny-pi0)
 openpi    the same filter, sides rounded down (openpi_client/image_tools.py)
 lerobot   torch's bilinear interpolation without antialiasing, sides rounded down, and a border of -3 where black is
-          -1: LeRobot pads with -1 before it maps [0, 1] to [-1, 1] (lerobot/policies/pi0/modeling_pi0.py)
+          -1: LeRobot 0.4 pads with -1 before it maps [0, 1] to [-1, 1] (lerobot/policies/pi0/modeling_pi0.py)
+lerobot-0.5  the same with a black border, as LeRobot has it from 0.5 on
 """
-_LEROBOT_BORDER = -3.0
+_BORDERS: Mapping[str, float] = {"lerobot": -3.0, "lerobot-0.5": -1.0}
 
 
 @dataclass(frozen=True)
@@ -247,8 +248,8 @@ class Preprocessing:
     def pixels(self, image: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "3 size size"]:
         """Letterboxed, in [-1, 1]. An image that already has the right size passes through unresampled."""
         if image.shape[:2] != (self.image_size, self.image_size):
-            if self.images == "lerobot":
-                return _interpolated(image, self.image_size)
+            if self.images in _BORDERS:
+                return _interpolated(image, self.image_size, _BORDERS[self.images])
             fit = Letterbox.fit if self.images == "pillow" else _rounded_down
             image = letterbox(image, fit(image.shape[0], image.shape[1], self.image_size))
         return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1
@@ -268,11 +269,13 @@ def _rounded_down(height: int, width: int, size: int) -> Letterbox:
     return Letterbox((size - inner_height) // 2, (size - inner_width) // 2, inner_height, inner_width, size)
 
 
-def _interpolated(image: UInt8[np.ndarray, "height width 3"], size: int) -> Float[Tensor, "3 size size"]:
+def _interpolated(
+    image: UInt8[np.ndarray, "height width 3"], size: int, border: float
+) -> Float[Tensor, "3 size size"]:
     box = _rounded_down(image.shape[0], image.shape[1], size)
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     inner = F.interpolate(pixels, size=(box.height, box.width), mode="bilinear", align_corners=False)
-    canvas = inner.new_full((3, size, size), _LEROBOT_BORDER)
+    canvas = inner.new_full((3, size, size), border)
     canvas[:, box.top : box.top + box.height, box.left : box.left + box.width] = inner[0] * 2 - 1
     return canvas
 

@@ -102,6 +102,9 @@ def test_word_embeddings_under_either_name_or_both(source: Path, tmp_path: Path,
         tensors[given] = tensors[other] + 1
 
     edit_weights(directory, contradict)
+    if layout == "lerobot":  # whose pi0, from 0.5 on, never reads nor trains lm_head
+        assert load_policy(directory).fingerprint == both.fingerprint
+        return
     with pytest.raises(UsageError, match="same tensor") as raised:
         load_policy(directory)
     assert other in str(raised.value) or given in str(raised.value)

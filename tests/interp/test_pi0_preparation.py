@@ -43,8 +43,10 @@ def test_images_are_resized_as_openpi_does(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_images_are_resized_as_lerobot_does(height: int, width: int) -> None:
-    """lerobot/policies/pi0/modeling_pi0.py, `resize_with_pad_torch` of images in [0, 1], then * 2 - 1."""
+@pytest.mark.parametrize(("images", "border"), [("lerobot", -1.0), ("lerobot-0.5", 0.0)])
+def test_images_are_resized_as_lerobot_does(height: int, width: int, images: Images, border: float) -> None:
+    """lerobot/policies/pi0/modeling_pi0.py of 0.4.4 and of 0.5.1, `resize_with_pad_torch` of images in [0, 1], then
+    * 2 - 1."""
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     pixels = torch.tensor(image).permute(2, 0, 1)[None] / 255
     if (height, width) != (224, 224):
@@ -53,8 +55,8 @@ def test_images_are_resized_as_lerobot_does(height: int, width: int) -> None:
         pixels = F.interpolate(pixels, (inner_height, inner_width), mode="bilinear").clamp(-1, 1)
         top, rest_y = divmod(224 - inner_height, 2)
         left, rest_x = divmod(224 - inner_width, 2)
-        pixels = F.pad(pixels, (left, left + rest_x, top, top + rest_y), value=-1.0)
-    torch.testing.assert_close(prepared("lerobot").pixels(image), pixels[0] * 2 - 1, atol=1e-6, rtol=0)
+        pixels = F.pad(pixels, (left, left + rest_x, top, top + rest_y), value=border)
+    torch.testing.assert_close(prepared(images).pixels(image), pixels[0] * 2 - 1, atol=1e-6, rtol=0)
 
 
 def test_480_by_640_becomes_168_by_224() -> None:
@@ -93,7 +95,7 @@ def test_what_came_later_does_not_change_what_older_policies_are() -> None:
     assert json.loads(json.dumps(covered["norm"])) == stored["norm"]
 
 
-@pytest.mark.parametrize("images", ["openpi", "lerobot"])
+@pytest.mark.parametrize("images", ["openpi", "lerobot", "lerobot-0.5"])
 def test_preparation_is_saved_and_read_back(images: Images) -> None:
     odd = Preprocessing(
         ("a",), 32, 2, 1, 9, Statistics.of_range((0.0, 1.0), (2.0, 1.0)), Statistics((0.0,), (1.0,), 1e-6),

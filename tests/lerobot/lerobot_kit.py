@@ -28,7 +28,7 @@ def build(family: str, directory: Path, seed: int = 0, **changes: Any) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module, pre, post = _BUILDERS[family](directory.parent / f"parts-of-{directory.name}", changes)
-        _enliven(module)
+        _enliven(module, scale=1.0 if family == "pi05" else 1.3)
     for part in (module, pre, post):
         part.save_pretrained(directory)
     return directory
@@ -84,6 +84,15 @@ def write_demonstrations(root: Path, lengths: tuple[int, ...] = (9, 7, 8)) -> Pa
     return root
 
 
+def video_codec(name: str) -> dict[str, Any]:
+    """How `LeRobotDataset.create` is told the codec of its films."""
+    try:
+        from lerobot.configs.video import RGBEncoderConfig
+    except ImportError:  # before 0.6
+        return {"vcodec": name}
+    return {"rgb_encoder": RGBEncoderConfig(vcodec=name)}
+
+
 def features() -> tuple[dict[str, Any], dict[str, Any]]:
     from lerobot.configs.types import FeatureType, PolicyFeature
 
@@ -107,12 +116,14 @@ def statistics(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
-def _enliven(module: torch.nn.Module) -> None:
-    """Random weights that do something: attention that is not uniform, gates that are open."""
+def _enliven(module: torch.nn.Module, scale: float) -> None:
+    """Random weights that do something: attention that is not uniform, gates that are open.
+
+    Above the usual scale, 1, attention has preferences; under PI0.5's gated norms, that would also blow rounding up.
+    """
     for name, parameter in module.named_parameters():
         if parameter.ndim == 2 and "embed" not in name:
-            # above the usual scale, attention has preferences
-            torch.nn.init.normal_(parameter, std=1.3 * parameter.shape[1] ** -0.5)
+            torch.nn.init.normal_(parameter, std=scale * parameter.shape[1] ** -0.5)
         elif parameter.ndim == 1 and "dense" in name:  # PI0.5's gates
             torch.nn.init.ones_(parameter)
 

@@ -1,15 +1,17 @@
-"""PI0 and PI0.5 on stock transformers, for the tests of LeRobot 0.4 only.
+"""PI0 and PI0.5 small enough to be built in a second; with LeRobot 0.4, on stock transformers.
 
 LeRobot 0.4's PI0 refuses stock transformers: it wants a git branch whose Gemma has adaptive norms with gates, does not
-scale its embeddings, and whose image features are not scaled either. From 0.5 on, LeRobot brings these classes itself
-(pi_gemma.py). Where neither is at hand, `install` puts classes with that behaviour, written here, in the places where
-LeRobot 0.4 looks for them, and makes them small. The library never uses this.
+scale its embeddings, and whose image features are not scaled either. There `install` puts classes with that behaviour,
+written here, in the places where LeRobot 0.4 looks for them. From 0.5 on, LeRobot brings these classes itself
+(pi_gemma.py), and they are only made small. The library never uses this.
 """
 
 import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -22,26 +24,42 @@ from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 VOCABULARY = 400
+OWN_GEMMA = find_spec("lerobot.policies.pi_gemma") is not None
+"""LeRobot 0.5 and newer."""
 
 
 def install() -> None:
     import lerobot.policies.pi0.modeling_pi0 as pi0
     import lerobot.policies.pi05.modeling_pi05 as pi05
 
+    _RELEASED.setdefault("get_gemma_config", pi0.get_gemma_config)
+    small_config = pi0.GemmaConfig
+    for module in (pi0, pi05):
+        module.get_gemma_config = lambda variant: small_config(
+            # eight heads are written into LeRobot's training pass
+            width=48 if variant == "gemma_2b" else 32, depth=3, mlp_dim=64, num_heads=8, num_kv_heads=1, head_dim=16
+        )  # fmt: skip
+    for name, small in zip(_names(), (_small_paligemma, _small_expert), strict=True):
+        own = _RELEASED.setdefault(name, getattr(pi0, name) if OWN_GEMMA else _CLASSES[name])
+        for module in (pi0, pi05):
+            setattr(module, name, partial(small, own))
+    if OWN_GEMMA:
+        return
     check = ModuleType("transformers.models.siglip.check")
     check.check_whether_transformers_replace_is_installed_correctly = lambda: True  # type: ignore[attr-defined]
     sys.modules[check.__name__] = siglip.check = check
     gemma._gated_residual = _gated
-    _RELEASED.setdefault("get_gemma_config", pi0.get_gemma_config)
-    for module in (pi0, pi05):
-        module.PaliGemmaForConditionalGeneration, module.GemmaForCausalLM = _small_paligemma, _small_expert
-        module.get_gemma_config = lambda variant: pi0.GemmaConfig(
-            # eight heads are written into LeRobot's training pass
-            width=48 if variant == "gemma_2b" else 32, depth=3, mlp_dim=64, num_heads=8, num_kv_heads=1, head_dim=16
-        )  # fmt: skip
 
 
 _RELEASED: dict[str, Any] = {}
+"""What was there before."""
+
+
+def _names() -> tuple[str, str]:
+    """What LeRobot calls the classes that it builds a PaliGemma and an expert of."""
+    if OWN_GEMMA:
+        return "PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"
+    return "PaliGemmaForConditionalGeneration", "GemmaForCausalLM"
 
 
 @contextmanager
@@ -49,13 +67,12 @@ def released_size() -> Iterator[None]:
     """PI0 as large as LeRobot builds it, for as long as this lasts: only without memory (on the meta device)."""
     import lerobot.policies.pi0.modeling_pi0 as pi0
 
-    small = pi0.PaliGemmaForConditionalGeneration, pi0.GemmaForCausalLM, pi0.get_gemma_config
-    pi0.PaliGemmaForConditionalGeneration, pi0.GemmaForCausalLM = PaliGemma, Expert
-    pi0.get_gemma_config = _RELEASED["get_gemma_config"]
+    small = {name: getattr(pi0, name) for name in _RELEASED}
+    vars(pi0).update(_RELEASED)
     try:
         yield
     finally:
-        pi0.PaliGemmaForConditionalGeneration, pi0.GemmaForCausalLM, pi0.get_gemma_config = small
+        vars(pi0).update(small)
 
 
 class Norm(nn.Module):
@@ -156,15 +173,18 @@ class PaliGemma(paligemma.PaliGemmaForConditionalGeneration):
         self.lm_head.weight = self.model.language_model.embed_tokens.weight
 
 
-def _small_paligemma(config: Any) -> PaliGemma:
+_CLASSES = {"PaliGemmaForConditionalGeneration": PaliGemma, "GemmaForCausalLM": Expert}
+
+
+def _small_paligemma(made: Any, config: Any) -> Any:
     small = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}
     for name, value in {**small, "projection_dim": config.text_config.hidden_size}.items():
         setattr(config.vision_config, name, value)
     config.projection_dim = config.hidden_size = config.text_config.hidden_size
     config.text_config.vocab_size = VOCABULARY
-    return PaliGemma(config)
+    return made(config)
 
 
-def _small_expert(config: Any) -> Expert:
+def _small_expert(made: Any, config: Any) -> Any:
     config.vocab_size = VOCABULARY
-    return Expert(config)
+    return made(config)

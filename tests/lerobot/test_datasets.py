@@ -18,6 +18,7 @@ pytest.importorskip(
 )
 
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot_kit import video_codec
 
 from interp.data.check import problems
 from interp.data.copying import source_of
@@ -88,7 +89,7 @@ def theirs(
         features[name] = {"dtype": "float32", "shape": (width,), "names": names}
     dataset = LeRobotDataset.create(
         "local/theirs", FPS, features, root=path, use_videos=bool(request.param),
-        **({"vcodec": request.param} if request.param else {}),
+        **(video_codec(request.param) if request.param else {}),
     )  # fmt: skip
     _record(dataset, episodes)
     return path
@@ -217,8 +218,8 @@ def test_several_files_of_each_kind_are_read(
     tmp_path: Path, episodes: list[dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files that are full after one episode: LeRobot finds every episode in its own data file and film."""
-    monkeypatch.setattr("testbed.dataset.DATA_FILE_MB", 0)
-    monkeypatch.setattr("testbed.dataset.VIDEO_FILE_MB", 0)
+    monkeypatch.setattr("testbed.dataset.DATA_FILE_MB", 1e-6)  # LeRobot 0.6 refuses to read of 0
+    monkeypatch.setattr("testbed.dataset.VIDEO_FILE_MB", 1e-6)
     recordings = [
         Recording(f"episode {i}", e["task"], e["images"], e["state"], e["action"])
         for i, e in enumerate(episodes)
@@ -243,7 +244,9 @@ def test_episodes_that_lerobot_spread_over_files_are_read(
         for name, feature in lerobot(theirs).meta.features.items()
         if name.startswith(("observation", "action"))
     }
-    dataset = LeRobotDataset.create("local/small", FPS, features, root=path, use_videos=True, vcodec="h264")
+    dataset = LeRobotDataset.create(
+        "local/small", FPS, features, root=path, use_videos=True, **video_codec("h264")
+    )
     dataset.meta.update_chunk_settings(chunks_size=2, data_files_size_in_mb=1e-6, video_files_size_in_mb=1e-6)
     _record(dataset, episodes)
     assert len(list(path.glob("videos/observation.images.front/*/*.mp4"))) == 3

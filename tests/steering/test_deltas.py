@@ -4,13 +4,14 @@ The independent computation is openpi's chain of transforms in numpy (transforms
 training; Unnormalize before AbsoluteActions in deployment), on a twin with the same weights that knows of no deltas.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lerobot_writer import random_episodes, write_dataset
-from pi0_directories import as_openpi, edit_json
+from pi0_directories import as_lerobot, as_openpi, edit_json
 from random_policy import build_policy, random_observations
 from training_kit import SMALL
 
@@ -24,6 +25,7 @@ from interp.watching import watch
 from steering.export import export
 from steering.frames import TrainingFrames
 
+NAMES = ["j1.pos", "j2.pos", "j3.pos", "j4.pos", "j5.pos", "j6.pos", "gripper.pos"]
 MASK = [True, True, True, True, True, True, False]  # openpi's make_bool_mask(6, -1): the gripper is absolute
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -140,6 +142,31 @@ def test_a_delta_beyond_the_state_is_refused(tmp_path: Path) -> None:
     edit_json(directory / "robosteer.json", state_dim=5, delta_actions=MASK)
     with pytest.raises(UsageError, match=r"true only where the state \(of 5\) has one too"):
         load_policy(directory)
+
+
+@pytest.mark.parametrize(
+    ("step", "mask"),
+    [
+        ({"enabled": True, "exclude_joints": ["gripper"], "action_names": NAMES}, MASK),
+        ({"enabled": True, "exclude_joints": ["J1", "gripper"], "action_names": NAMES}, [False, *MASK[1:]]),
+        ({"enabled": True, "exclude_joints": ["gripper"], "action_names": None}, [True] * 7),
+        ({"enabled": True, "exclude_joints": [], "action_names": NAMES}, [True] * 7),
+        ({"enabled": True, "exclude_joints": ["gripper"], "action_names": NAMES[:5]}, [True] * 7),
+        ({"enabled": False, "exclude_joints": ["gripper"], "action_names": NAMES}, []),
+    ],
+)
+def test_lerobots_relative_actions_are_deltas(
+    step: dict[str, object], mask: list[bool], tmp_path: Path
+) -> None:
+    """relative_action_processor.py, `_build_mask`, of LeRobot 0.5; whose border is black."""
+    directory = as_lerobot(build_policy(tmp_path / "policy"), tmp_path / "lerobot")
+    assert load_policy(directory).preprocessing.images == "lerobot"  # type: ignore[attr-defined]
+    file = directory / "policy_preprocessor.json"
+    steps = json.loads(file.read_text())["steps"]
+    edit_json(file, steps=[{"registry_name": "relative_actions_processor", "config": step}, *steps])
+    edit_json(directory / "config.json", use_relative_actions=step["enabled"])
+    about = load_policy(directory).preprocessing  # type: ignore[attr-defined]
+    assert (list(about.delta_actions), about.images) == (mask, "lerobot-0.5")
 
 
 def test_exports_act_in_deltas_too_or_are_refused(tmp_path: Path) -> None:

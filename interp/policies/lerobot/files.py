@@ -7,6 +7,7 @@ does not fit: every tensor of the file must be one of the network's and the othe
 import contextlib
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -118,6 +119,10 @@ def _fill(module: Any, tensors: dict[str, Tensor], directory: Path) -> None:
 
 def _renamed(module: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """LeRobot's own corrections of older files' names."""
+    own = vars(sys.modules[type(module).__module__])
+    vendored = own.get("_is_vendored_florence_state_dict")  # X-VLA: before 0.6, Florence-2 was LeRobot's own
+    if vendored is not None and vendored(tensors):
+        return dict(own["_remap_vendored_florence_state_dict"](tensors))
     correct = getattr(module, "_fix_pytorch_state_dict_keys", None)
     if correct is None:
         return dict(tensors)

@@ -7,7 +7,6 @@ gate).
 Sources: Black et al., pi0 (arXiv 2410.24164), pi0.5 (arXiv 2504.16054); lerobot/policies/pi0, pi05.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,10 +88,10 @@ class PI(Flow):
         both, cameras = self.module.model.paligemma_with_expert, batch["pixel_values"].shape[1]
         images = both.embed_image(batch["pixel_values"].flatten(0, 1))
         images = rearrange(images, "(b camera) token d -> b (camera token) d", camera=cameras)
-        words = both.embed_language_tokens(batch["input_ids"])
-        words = words * math.sqrt(words.shape[-1])
-        hidden = torch.cat([images.to(words.dtype), words], dim=1)
         mask = batch["attention_mask"].bool()
+        # LeRobot's own, without images: who scales the words has changed from version to version.
+        words, _, _ = self.module.model.embed_prefix([], [], batch["input_ids"], mask)
+        hidden = torch.cat([images.to(words.dtype), words], dim=1)
         _, cache = both.forward(
             attention_mask=between(_UNSEEN, mask[:, None] & mask[:, :, None], self._like(hidden)),
             position_ids=positions_of(mask),

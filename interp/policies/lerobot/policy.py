@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from lerobot.processor import NormalizerProcessorStep, TokenizerProcessorStep
-from lerobot.processor.core import TransitionKey
+from lerobot.processor import NormalizerProcessorStep, TokenizerProcessorStep, TransitionKey
 from torch import Tensor, nn
 
 from interp.errors import UsageError, unknown
 from interp.policies.dead import dead_heads
 from interp.policies.lerobot.architecture import Architecture
 from interp.policies.lerobot.files import CONTROL_RATE, save, save_processors
+from interp.policies.preprocessing import states_of
 from interp.policies.protocol import Batch, Block, Observation, Prefix, Readout
 from interp.policies.spec import PolicySpec, TowerSpec
 
@@ -34,6 +34,9 @@ STATE, TOKENS, TOKENS_MASK = (
     "observation.language.tokens",
     "observation.language.attention_mask",
 )
+ROBOT_STATE = "robot_state"
+"""Of a batch, the state in the robot's units, where actions are relative to it."""
+_RELATIVE = "RelativeActionsProcessorStep"
 _IMAGE = ("observation.images.", "observation.")
 _EMPTY = "empty_camera_"
 PARITY = 1e-4
@@ -42,7 +45,7 @@ _PARITY_HALF = 0.05
 
 # Of a configuration, what says how to train, where to run or where to publish: not what the policy is.
 _OUTSIDE = (
-    "device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path", "use_peft",
+    "device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_", "use_peft",
     "optimizer_", "scheduler_", "freeze_", "train_", "compile_", "load_vlm_weights", "gradient_checkpointing",
     "vlm_model_name", "tokenizer_name", "rtc_config", "n_action_steps", "dtype",
 )  # fmt: skip
@@ -63,6 +66,10 @@ class LeRobotPolicy:
         if step is None or not self._keys:
             raise UsageError(f"{source}: its pre-processor has no tokenizer, or its config no cameras")
         self._tokenizer_step = step
+        # Adds to actions the last state that it has seen; before LeRobot 0.5 there is none.
+        self._relative = next(
+            (s for s in preprocessor.steps if type(s).__name__ == _RELATIVE and s.enabled), None
+        )
         # Only where words stand in the prompt as they are can attention be shown on them.
         self.tokenizer = step.input_tokenizer if architecture.prompt_start is not None else None
         self.prompt_start = architecture.prompt_start or 0
@@ -163,10 +170,12 @@ class LeRobotPolicy:
         mask = words.new_ones(len(processed), length)
         mask[:, language.slice] = words
         state = torch.cat([each[STATE] for each in processed])
+        seen = {} if self._relative is None else {ROBOT_STATE: states_of(observations, state.device)}
         inputs = [self.architecture.inputs(each) for each in processed]
         config = self.module.config
         return {
             **{name: torch.cat([each[name] for each in inputs]) for name in inputs[0]},
+            **seen,
             "input_ids": tokens,
             "attention_mask": mask,
             "state": F.pad(state, (0, getattr(config, "max_state_dim", state.shape[1]) - state.shape[1])),
@@ -285,7 +294,13 @@ class LeRobotPolicy:
     def sample(
         self, batch: Batch, noise: Float[Tensor, "batch horizon max_action_dim"], prefix: Prefix | None = None
     ) -> Float[Tensor, "batch horizon action"]:
-        return self.unnormalise_actions(self.denoise(batch, noise, prefix)[..., : self.spec.action_dim])
+        actions, state = (
+            self.denoise(batch, noise, prefix)[..., : self.spec.action_dim],
+            batch.get(ROBOT_STATE),
+        )
+        if state is not None:
+            state = state.repeat_interleave(len(noise) // len(state), dim=0)
+        return self.unnormalise_actions(actions, state)
 
     def noise(self, n: int, seed: int | torch.Generator) -> Float[Tensor, "batch horizon max_action_dim"]:
         """Standard normal, drawn on the CPU so that a seed means the same on every device."""
@@ -296,6 +311,9 @@ class LeRobotPolicy:
     def normalise_actions(
         self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
     ) -> Float[Tensor, "batch *axes action"]:
+        if self._relative is not None:
+            known = {TransitionKey.OBSERVATION: {STATE: _checked(actions, state)}}
+            actions = self._relative({**known, TransitionKey.ACTION: actions})[TransitionKey.ACTION]
         for step in self.preprocessor.steps:
             if isinstance(step, NormalizerProcessorStep):
                 actions = step({TransitionKey.ACTION: actions})[TransitionKey.ACTION]
@@ -304,6 +322,8 @@ class LeRobotPolicy:
     def unnormalise_actions(
         self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
     ) -> Float[Tensor, "batch *axes action"]:
+        if self._relative is not None:  # the post-processor's last step asks it for the state
+            self._relative({TransitionKey.OBSERVATION: {STATE: _checked(actions, state)}})
         return self.postprocessor(actions).to(actions.device)
 
     # ---- its parts
@@ -338,6 +358,16 @@ class LeRobotPolicy:
 
     def readout(self) -> Readout:
         return self.architecture.readout()
+
+
+def _checked(actions: Tensor, state: Tensor | None) -> Float[Tensor, "batch state"]:
+    if state is None:
+        raise UsageError(
+            "the policy acts in deltas (use_relative_actions): its actions need the state that they start from"
+        )
+    if len(state) != len(actions):
+        raise UsageError(f"{len(actions)} rows of actions and {len(state)} states: every row needs its own")
+    return state
 
 
 def camera_of(key: str) -> str:

@@ -34,7 +34,10 @@ class XVLA:
         self.dim = model.dim_action
         self.max_action_dim, self.max_tokens = 2 * self.dim, config.tokenizer_max_length
         self.prompt_start = 1  # BART begins with <s>
-        self._encoder, self._transformer = model.vlm.language_model.model.encoder, model.transformer
+        language = (
+            model.vlm.language_model
+        )  # LeRobot 0.4's own Florence-2 has a level more than transformers'
+        self._encoder, self._transformer = getattr(language, "model", language).encoder, model.transformer
         self._weight, self._logits = _weights(model.action_space)
 
     # ---- its parts
@@ -80,9 +83,14 @@ class XVLA:
         )
 
     def _tokens_of_an_image(self, size: int) -> int:
-        like = next(self.module.parameters())
+        like, word = next(self.module.parameters()), torch.zeros(1, 1, dtype=torch.long)
         with torch.no_grad():
-            return self.module.model.vlm._encode_image(like.new_zeros(1, 3, size, size)).shape[1]
+            blank = (
+                like.new_zeros(1, 1, 3, size, size),
+                torch.ones(1, 1, dtype=torch.bool, device=like.device),
+            )
+            read = self.module.model.forward_vlm(word.to(like.device), *blank)["vlm_features"]
+        return read.shape[1] - 1
 
     # ---- the network
 
