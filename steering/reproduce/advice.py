@@ -9,7 +9,7 @@ import numpy as np
 from steering.compare import ARMS, compare_entries
 from steering.compare_report import points
 from steering.reproduce.contrast import Contrast, contrast
-from steering.reproduce.plan import ADAPTING, FEW, Arm
+from steering.reproduce.plan import ADAPTING, FEW, FULL, Arm
 from steering.reproduce.published import CHOICE_MINUTES, MARGIN
 from steering.results import IN_DOMAIN, Entry
 from testbed.tasks import TARGETS
@@ -29,6 +29,7 @@ def advice(entries: Sequence[Entry]) -> list[str]:
         _all_heads,
         _how_to_choose,
         _against_lora,
+        _how_long,
         _what_it_costs_elsewhere,
         _beware,
     )
@@ -200,6 +201,32 @@ def _against_lora(entries: Sequence[Entry]) -> list[str]:
         "open": f"LoRA has not been shown to be worse: `aligned` against it is {_of(made)}",
     }
     return [f"{words[made.finding(MARGIN)]}; {cheaper}."]
+
+
+def _how_long(entries: Sequence[Entry]) -> list[str]:
+    """Lengths of training at which the chosen heads and LoRA were shown to differ."""
+    lengths = sorted({arm.steps for arm in FULL.study("steps").arms}, key=lambda steps: steps or FULL.steps)
+    made = {
+        steps: c
+        for steps in lengths
+        if (
+            c := contrast(
+                entries, Arm("aligned", steps=steps).name, Arm("lora", steps=steps).name, tasks=ADAPTING
+            )
+        )
+    }
+    apart = [
+        f"{points(c.difference)} after {steps or FULL.steps} steps"
+        for steps, c in made.items()
+        if c.finding(MARGIN) in ("better", "worse")
+    ]
+    if not apart:
+        return []
+    tried = ", ".join(str(steps or FULL.steps) for steps in made)
+    return [
+        f"Between few heads and LoRA the length of the training decides: `aligned` less LoRA is {', '.join(apart)} (of "
+        f"{tried}; {len(ADAPTING)} tasks)."
+    ]
 
 
 def _what_it_costs_elsewhere(entries: Sequence[Entry]) -> list[str]:

@@ -218,6 +218,20 @@ def test_advice_says_where_more_than_heads_is_needed_and_whose_heads_not_to_take
     assert "no arm that trains nothing but heads of the expert helps there" in report(plan, on_none, tmp_path)
 
 
+def test_advice_says_at_which_length_few_heads_and_lora_part(tmp_path: Path) -> None:
+    def rate(arm: str, task: str, suite: str) -> float:
+        return {"base": 0.3, "lora-steps50": 0.4, "aligned-steps1000": 0.5}.get(arm, 0.7)
+
+    plan = FULL.only(studies=["steps"], seeds=[0], n=40)
+    said = "\n".join(advice(read_records(write_results(tmp_path, plan, rate))))
+    assert "`aligned` less LoRA is +30" in said
+    assert "after 50 steps, -20" in said
+    assert "after 1000 steps (of 50, 100, 250, 500, 1000; 3 tasks)" in said
+    alike = plan.only(arms=["base", "aligned-steps100", "lora-steps100"])
+    shutil.rmtree(tmp_path)
+    assert "the length" not in "\n".join(advice(read_records(write_results(tmp_path, alike, rate))))
+
+
 @pytest.mark.parametrize(
     ("dark", "said"),
     [
