@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from interp.errors import UsageError
 from interp.policies import Observation
-from interp.policies.preprocessing import STD_FLOOR, Preprocessing
+from interp.policies.preprocessing import FILE, STD_FLOOR, Preprocessing, relative_mask
 from steering.pi0_files import (
     CONFIG,
     WEIGHTS,
@@ -58,11 +58,6 @@ def lerobot_settings(
     policy: PI0Policy, directory: Path, observations: Sequence[Observation], tokenizer: str, **config: Any
 ) -> tuple[str, ...]:
     """`lerobot_directory` without weights. `config` are further settings of config.json."""
-    if policy.preprocessing.acts_in_deltas:
-        raise UsageError(
-            "the policy acts in deltas (robosteer.json: delta_actions), to which LeRobot's pi0 adds no state: "
-            "the robot would move wrongly; use --format openpi, merged or peft"
-        )
     network, features = Network.of(policy), _features(policy, observations)
     write_settings(directory / CONFIG, {**_config(policy, network, features), **config}, indent=4)
     _write_processors(policy, directory, features, tokenizer)
@@ -110,7 +105,33 @@ def _config(policy: PI0Policy, network: Network, features: Mapping[str, Any]) ->
         "empty_cameras": 0,
         "normalization_mapping": _NORMALIZATION,
         "tokenizer_max_length": about.max_tokens,
+        **_relative_settings(about),
     }
+
+
+def _relative_settings(about: Preprocessing) -> dict[str, Any]:
+    """Settings of LeRobot from 0.5.1 on, where a policy acts in deltas: older ones refuse what has them."""
+    step = _relative_step(about)
+    if not step:
+        return {}
+    return {
+        "use_relative_actions": True,
+        "relative_exclude_joints": step["exclude_joints"],
+        "action_feature_names": step["action_names"],
+    }
+
+
+def _relative_step(about: Preprocessing) -> dict[str, Any]:
+    """Of the step that takes the state from actions, by names: those of which an excluded one is a part are kept."""
+    if not about.acts_in_deltas:
+        return {}
+    numbered = tuple(f"action_{at:03}" for at in range(about.action_dim))
+    for names in (about.named("action"), numbered):
+        excluded = [name for name, delta in zip(names, about.delta_actions, strict=True) if not delta]
+        step = {"enabled": True, "exclude_joints": excluded, "action_names": list(names)}
+        if relative_mask({"config": step}, about.action_dim) == about.delta_actions:
+            break
+    return step
 
 
 def _write_processors(
@@ -138,9 +159,14 @@ def _write_processors(
         *([("pi0_new_line_processor", {})] if about.prompt_suffix else []),
         ("tokenizer_processor", words),
         ("device_processor", device),
+        *([("relative_actions_processor", relative)] if (relative := _relative_step(about)) else []),
         ("normalizer_processor", norm),
     ]
-    after = [("unnormalizer_processor", unnorm), ("device_processor", device)]
+    after = [
+        ("unnormalizer_processor", unnorm),
+        *([("absolute_actions_processor", {"enabled": True})] if relative else []),
+        ("device_processor", device),
+    ]
     statistics = {
         f"{feature}.{kind}": torch.tensor(values, dtype=torch.float32)
         for feature, stats in (("observation.state", about.state), ("action", about.action))
@@ -171,17 +197,19 @@ def tokenizer_name(policy: PI0Policy, directory: Path, given: str | None) -> str
 
 
 def _notes(policy: PI0Policy, observations: Sequence[Observation], tokenizer: str) -> Iterator[str]:
+    if policy.preprocessing.acts_in_deltas:
+        yield "the policy acts in deltas, which LeRobot knows from 0.5.1 on; older ones refuse its settings"
+    elif policy.preprocessing.images == "openpi":  # as in pi0_openpi.py
+        yield (
+            "if its configuration in openpi has DeltaActions (extra_delta_transform, Aloha), the robot would move "
+            f"wrongly: say so in {FILE} (delta_actions) before finetuning"
+        )
     if tokenizer == PALIGEMMA:
         yield f"the robot reads the tokenizer {PALIGEMMA} from the hub, whose licence has to be accepted there"
     elif Path(tokenizer).is_absolute():
         yield "the robot reads the tokenizer by a path: if it moves, change tokenizer_name in policy_preprocessor.json"
     yield from resized(policy, observations, "lerobot", "LeRobot 0.4")
     yield from resized(policy, observations, "lerobot-0.5", "LeRobot from 0.5 on")
-    if policy.preprocessing.images == "openpi":  # as in pi0_openpi.py
-        yield (
-            "if its configuration in openpi has DeltaActions (extra_delta_transform, Aloha): LeRobot does not add the "
-            "state to the deltas, serve it with openpi"
-        )
     if policy.preprocessing.clean_prompt:
         yield "LeRobot takes instructions as they are: write them without underscores and line breaks"
     if precision(policy.module) == "bfloat16":

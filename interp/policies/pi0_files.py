@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, PI0Config, PreTrainedTokenizerBase
 
 from interp.errors import UsageError
 from interp.policies.pi0_weights import Stored, open_weights
-from interp.policies.preprocessing import FILE, SCHEMA, Preprocessing, Statistics
+from interp.policies.preprocessing import FILE, SCHEMA, Preprocessing, Statistics, relative_mask
 
 PALIGEMMA = "google/paligemma-3b-pt-224"
 """Whose tokenizer pi0 was trained with."""
@@ -111,22 +111,10 @@ def _of_lerobot(
         "prompt_suffix": "\n" if "pi0_new_line_processor" in steps else "",
         # What 0.5 brought, but for its first release: the border and this setting.
         "images": "lerobot-0.5" if "use_relative_actions" in about else "lerobot",
-        "delta_actions": _relative(steps.get("relative_actions_processor", {}), dims["action"]),
+        "delta_actions": relative_mask(steps.get("relative_actions_processor", {}), dims["action"]),
     }
     fields = {name: about[name] for name in _SAME if name in about}
     return derived, fields, tokens.get("config", {}).get("tokenizer_name")
-
-
-def _relative(step: Mapping[str, Any], dim: int) -> tuple[bool, ...]:
-    """Which actions LeRobot's relative_actions_processor takes less the state: all but those whose name has one of
-    the excluded names in it."""
-    about = step.get("config", {})
-    if not about.get("enabled"):
-        return ()
-    excluded = [name.lower() for name in about.get("exclude_joints") or () if name]
-    names = [name.lower() for name in about.get("action_names") or ()][:dim]
-    kept = [any(each in name for each in excluded) for name in names] + [False] * (dim - len(names))
-    return tuple(not absolute for absolute in kept)
 
 
 def _normalizers(directory: Path, step: Mapping[str, Any], dims: Mapping[str, int]) -> dict[str, Any]:

@@ -255,6 +255,18 @@ class Preprocessing:
         return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
+def relative_mask(step: Mapping[str, Any], dim: int) -> tuple[bool, ...]:
+    """`delta_actions` of LeRobot's relative_actions_processor: all but those whose name has one of the excluded names
+    in it (lerobot/processor/relative_action_processor.py, `_build_mask`)."""
+    about = step.get("config", {})
+    if not about.get("enabled"):
+        return ()
+    excluded = [name.lower() for name in about.get("exclude_joints") or () if name]
+    names = [name.lower() for name in about.get("action_names") or ()][:dim]
+    kept = [any(each in name for each in excluded) for name in names] + [False] * (dim - len(names))
+    return tuple(not absolute for absolute in kept)
+
+
 def states_of(
     observations: Sequence[Observation], device: torch.device | str = "cpu"
 ) -> Float[Tensor, "batch state"]:

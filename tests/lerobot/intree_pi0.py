@@ -32,6 +32,7 @@ from steering.verify import chunks_of
 
 WORDS = ["pick", "up", "the", "red", "blue", "green", "cube", "and", "place", "it", "in", "bowl", "\n"]
 CAMERAS, STATE_DIM, ACTION_DIM, HORIZON, STEPS, SIZE, VOCABULARY = ("front", "wrist"), 6, 5, 8, 4, 28, 400
+DELTAS = [True, False, True, True, False]
 HEADS = (Head("expert", 0, 1), Head("expert", 2, 5), Head("vlm", 1, 3))
 STOCK = Stock(
     {"gemma_2b": Gemma(48, 3, 64, 8, 1, 16), "gemma_300m": Gemma(32, 3, 64, 8, 1, 16)},
@@ -132,6 +133,10 @@ def main(root: Path) -> None:
     export_adapter(base, policy, root / "adapter", frames, about, form="lerobot-peft", names=names)
     bare: Any = load_policy(build(root / "bare", suffix=""))
     export(bare, root / "bare-lerobot", frames, about, form="lerobot")
+    told = build(root / "deltas") / "robosteer.json"
+    told.write_text(json.dumps({**json.loads(told.read_text()), "delta_actions": DELTAS}))
+    deltas: Any = load_policy(root / "deltas")
+    export(deltas, root / "deltas-lerobot", frames, about, form="lerobot")
     # Images that LeRobot resizes, and a policy that takes them as LeRobot does.
     larger = [replace(frames[0], images=observations(1, size=40)[0].images)]
     policy.preprocessing = replace(policy.preprocessing, images="lerobot")
@@ -150,6 +155,7 @@ def main(root: Path) -> None:
         base=chunks_of(base, frames, 0),
         tuned=chunks_of(policy, frames, 0),
         bare=chunks_of(bare, frames, 0),
+        deltas=chunks_of(deltas, frames, 0),
         larger=chunks_of(policy, larger, 0),
     )
 

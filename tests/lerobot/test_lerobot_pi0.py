@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import lerobot.processor
 import numpy as np
 import patched_gemma
 import pytest
@@ -92,6 +93,26 @@ def test_lerobot_acts_as_the_policy(
             assert_acts(theirs.chunk(observation, None, noise(expected, at)), expected[chunks][at], within)  # type: ignore[arg-type]
         monkeypatch.setattr(EMBEDS_TIME, "get_safe_dtype", lambda dtype, device: torch.float32)
     assert np.abs(expected["base"] - expected["tuned"]).max() > 100 * CLOSE * np.abs(expected["base"]).max()
+
+
+def test_a_policy_that_acts_in_deltas_has_the_state_added(exported: Path, expected: dict[str, Any]) -> None:
+    """By LeRobot from 0.5.1 on; older ones refuse the settings rather than move the robot wrongly."""
+    if not hasattr(lerobot.processor, "RelativeActionsProcessorStep"):
+        with pytest.raises(Exception, match="use_relative_actions"):
+            LeRobot(exported / "deltas-lerobot")
+        return
+    theirs = LeRobot(exported / "deltas-lerobot")
+    for at, observation in enumerate(frames(expected)):
+        found = theirs.chunk(observation, None, noise(expected, at))  # type: ignore[arg-type]
+        assert_acts(found, expected["deltas"][at])
+    states = expected["state"][:, :5] * [1, 0, 1, 1, 0]
+    np.testing.assert_allclose(expected["deltas"] - states[:, None], expected["base"], atol=1e-5)
+    policy = load_policy(exported / "deltas-lerobot")  # in LeRobot's environment
+    with torch.no_grad():
+        seen, drawn = frames(expected), torch.cat([noise(expected, at) for at in range(3)])
+        ours = policy.sample(policy.batch(seen), drawn)
+    for at in range(3):
+        assert_acts(ours[at], expected["deltas"][at])
 
 
 def test_every_tensor_is_in_its_place(exported: Path) -> None:

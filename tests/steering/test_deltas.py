@@ -21,7 +21,9 @@ from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.explain import ExplainSettings, explain
 from interp.policies import Policy, load_policy
+from interp.policies.preprocessing import relative_mask
 from interp.watching import watch
+from steering import pi0_lerobot
 from steering.export import export
 from steering.frames import TrainingFrames
 
@@ -174,12 +176,23 @@ def test_exports_act_in_deltas_too_or_are_refused(tmp_path: Path) -> None:
     source = as_openpi(build_policy(tmp_path / "policy"), tmp_path / "openpi")
     policy, seen = load_policy(deltas(source)), random_observations(2)
     base = {"base": {"source": "random", "fingerprint": policy.fingerprint}}
-    for form in ("openpi", "merged"):
+    for form in ("openpi", "merged", "lerobot"):
         done = export(policy, tmp_path / "out" / form, seen, base, form=form)  # compares the actions
         again = load_policy(done.directory)
         assert again.preprocessing.delta_actions == tuple(MASK)  # type: ignore[attr-defined]
     notes = export(policy, tmp_path / "noted", seen, base, form="openpi").notes
     assert any("DeltaActions and AbsoluteActions with mask (True, True" in note for note in notes)
-    with pytest.raises(UsageError, match=r"acts in deltas .* use --format openpi, merged or peft"):
-        export(policy, tmp_path / "lerobot", seen, base, form="lerobot")
-    assert not (tmp_path / "lerobot").exists()
+
+
+@pytest.mark.parametrize("mask", [MASK, [True] * 7, [False, *MASK[1:]], [True, False, *[True] * 5]])
+@pytest.mark.parametrize("names", [NAMES, ["x", "y", "z", "rx", "ry", "rz", "grip"]])
+def test_lerobots_settings_say_the_mask_by_names(mask: list[bool], names: list[str], tmp_path: Path) -> None:
+    """A name that is a part of another one (x of rx) would take that along: numbered names say it then."""
+    directory = build_policy(tmp_path / "policy")
+    edit_json(directory / "robosteer.json", delta_actions=mask, action_names=names)
+    about = load_policy(directory).preprocessing  # type: ignore[attr-defined]
+    step = pi0_lerobot._relative_step(about)
+    assert list(relative_mask({"config": step}, 7)) == mask
+    delta, absolute = ([n for n, d in zip(names, mask, strict=True) if d is kind] for kind in (True, False))
+    apart = not any(each in other for each in absolute for other in delta)
+    assert (step["action_names"] == names) == apart

@@ -41,17 +41,18 @@ def load(directory: Path, kind: str, device: "str | torch.device", source: str) 
             f"{directory} is a LeRobot policy ({kind}), and LeRobot is not installed here: "
             "use the environment of `make setup-lerobot`, or pip install 'robosteer[lerobot]'"
         )
-    beside = directory / "robosteer.json"
-    if beside.is_file() and any(json.loads(beside.read_text()).get("delta_actions", ())):
-        raise UsageError(
-            f"{beside}: delta_actions is for pi0 in the core environment; LeRobot, which is installed here, would run "
-            f"this {kind} without adding the state: use an environment without LeRobot, or take delta_actions out"
-        )
     from interp.policies.lerobot.files import read_config, read_network, read_processors
     from interp.policies.lerobot.policy import LeRobotPolicy
     from interp.policies.lerobot.statistics import check
 
     config = read_config(directory)
+    beside = directory / "robosteer.json"
+    deltas = beside.is_file() and any(json.loads(beside.read_text()).get("delta_actions", ()))
+    if deltas and not getattr(config, "use_relative_actions", False):
+        raise UsageError(
+            f"{beside}: delta_actions is for pi0 in the core environment; LeRobot, which is installed here, would run "
+            f"this {kind} without adding the state: use an environment without LeRobot, or take delta_actions out"
+        )
     pre, post = read_processors(directory, config)
     check(pre, post, source)
     module = read_network(directory, config, device)
