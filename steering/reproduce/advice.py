@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ def advice(entries: Sequence[Entry]) -> list[str]:
         _chosen_or_random,
         _of_other_tasks,
         _all_heads,
+        _how_many,
         _how_to_choose,
         _against_lora,
         _how_long,
@@ -38,7 +40,14 @@ def advice(entries: Sequence[Entry]) -> list[str]:
 
 def headlines(entries: Sequence[Entry]) -> list[str]:
     """What whoever reads five lines should know."""
-    parts = (_whether, _more_than_heads, _chosen_or_random, _against_lora, _what_it_costs_elsewhere)
+    parts = (
+        _whether,
+        _more_than_heads,
+        _chosen_or_random,
+        _how_many,
+        _against_lora,
+        _what_it_costs_elsewhere,
+    )
     return [sentence for part in parts for sentence in part(entries)]
 
 
@@ -205,27 +214,49 @@ def _against_lora(entries: Sequence[Entry]) -> list[str]:
 
 def _how_long(entries: Sequence[Entry]) -> list[str]:
     """Lengths of training at which the chosen heads and LoRA were shown to differ."""
-    lengths = sorted({arm.steps for arm in FULL.study("steps").arms}, key=lambda steps: steps or FULL.steps)
+    return _decided(
+        entries,
+        "Between few heads and LoRA the length of the training decides",
+        "lora",
+        {steps or FULL.steps: {"steps": steps} for steps in {arm.steps for arm in FULL.study("steps").arms}},
+    )
+
+
+def _how_many(entries: Sequence[Entry]) -> list[str]:
+    """Numbers of demonstrations from which the chosen heads were shown to differ from random ones, and from LoRA."""
+    variants = {
+        demos or FULL.demos: {"demos": demos} for demos in {arm.demos for arm in FULL.study("demos").arms}
+    }
+    said = (
+        ("Whether the choice of heads pays, the number of demonstrations decides", "random-k"),
+        ("Between few heads and LoRA the number of demonstrations decides", "lora"),
+    )
+    return [sentence for words, other in said for sentence in _decided(entries, words, other, variants)]
+
+
+def _decided(
+    entries: Sequence[Entry], said: str, other: str, variants: Mapping[int, Mapping[str, Any]]
+) -> list[str]:
+    """For which variants of two arms `aligned` was shown to be better or worse than the other, and which were tried."""
     made = {
-        steps: c
-        for steps in lengths
+        size: c
+        for size, changes in sorted(variants.items())
         if (
-            c := contrast(
-                entries, Arm("aligned", steps=steps).name, Arm("lora", steps=steps).name, tasks=ADAPTING
-            )
+            c := contrast(entries, Arm("aligned", **changes).name, Arm(other, **changes).name, tasks=ADAPTING)
         )
     }
     apart = [
-        f"{points(c.difference)} after {steps or FULL.steps} steps"
-        for steps, c in made.items()
+        f"{points(c.difference)} at {size}"
+        for size, c in made.items()
         if c.finding(MARGIN) in ("better", "worse")
     ]
     if not apart:
         return []
-    tried = ", ".join(str(steps or FULL.steps) for steps in made)
+    tried = ", ".join(map(str, made))
+    most = max(c.n for c in made.values())
     return [
-        f"Between few heads and LoRA the length of the training decides: `aligned` less LoRA is {', '.join(apart)} (of "
-        f"{tried}; {len(ADAPTING)} tasks)."
+        f"{said}: `aligned` less `{other}` is {', '.join(apart)} (of {tried}; at most {most} rollouts each, "
+        f"{len(ADAPTING)} tasks)."
     ]
 
 

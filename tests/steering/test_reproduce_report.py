@@ -224,12 +224,26 @@ def test_advice_says_at_which_length_few_heads_and_lora_part(tmp_path: Path) -> 
 
     plan = FULL.only(studies=["steps"], seeds=[0], n=40)
     said = "\n".join(advice(read_records(write_results(tmp_path, plan, rate))))
-    assert "`aligned` less LoRA is +30" in said
-    assert "after 50 steps, -20" in said
-    assert "after 1000 steps (of 50, 100, 250, 500, 1000; 3 tasks)" in said
+    assert "`aligned` less `lora` is +30" in said
+    assert "at 50, -20" in said
+    assert "at 1000 (of 50, 100, 250, 500, 1000; at most 120 rollouts each, 3 tasks)" in said
     alike = plan.only(arms=["base", "aligned-steps100", "lora-steps100"])
     shutil.rmtree(tmp_path)
     assert "the length" not in "\n".join(advice(read_records(write_results(tmp_path, alike, rate))))
+
+
+def test_advice_says_from_how_many_demonstrations_the_choice_pays(tmp_path: Path) -> None:
+    def rate(arm: str, task: str, suite: str) -> float:
+        return {"base": 0.3, "random-k-demos1": 0.4, "lora-demos1": 0.3, "aligned-demos1": 0.6}.get(arm, 0.7)
+
+    plan = FULL.only(studies=["demos"], seeds=[0], n=40)
+    said = "\n".join(advice(read_records(write_results(tmp_path, plan, rate))))
+    assert (
+        "Whether the choice of heads pays, the number of demonstrations decides: `aligned` less `random-k` is +20"
+        in said
+    )
+    assert "`aligned` less `lora` is +30" in said
+    assert said.count("at 1 (of 1, 5, 10, 20, 40; at most 120 rollouts each, 3 tasks)") == 2
 
 
 @pytest.mark.parametrize(
