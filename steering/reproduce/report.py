@@ -240,7 +240,7 @@ def success_table(entries: Sequence[Entry]) -> Table:
 
 
 def choice_contrasts(entries: Sequence[Entry]) -> list[Contrast]:
-    """Chosen heads against every other choice, at every number of heads that was tried."""
+    """Chosen heads against every other choice, for every number of heads and of demonstrations that was tried."""
     few = Arm("aligned", heads=FEW)
     pairs = [(Arm("aligned").name, control, tasks) for control in CONTROLS for tasks in (None, ADAPTING)]
     pairs += [(few.name, Arm(c, heads=FEW).name, ADAPTING) for c in ("random-k", "bottom-k")]
@@ -248,6 +248,7 @@ def choice_contrasts(entries: Sequence[Entry]) -> list[Contrast]:
         causal = Arm("aligned", heads=FEW, by=by).name
         pairs += [(causal, Arm("random-k", heads=FEW).name, ADAPTING), (causal, few.name, ADAPTING)]
     pairs += [(Arm("aligned", heads=k).name, Arm("random-k", heads=k).name, ADAPTING) for k in (2, 8, 24)]
+    pairs += [(Arm("aligned", demos=d).name, Arm("random-k", demos=d).name, ADAPTING) for d in (1, 5, 10, 40)]
     pairs += [(Arm("aligned", tower="vlm").name, Arm("random-k", tower="vlm").name, ADAPTING)]
     made = (contrast(entries, arm, other, tasks=tasks) for arm, other, tasks in pairs)
     return [c for c in made if c is not None]
