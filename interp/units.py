@@ -24,7 +24,7 @@ def unlike_training(policy: Policy, demos: Demonstrations) -> Iterator[str]:
     deviations from the mean of what the policy was trained on."""
     device = next(policy.module.parameters()).device
     actions, state = (torch.from_numpy(each).float().to(device) for each in (demos.action, demos.state))
-    normalised = policy.normalise_actions(actions, state).abs().double().cpu().numpy()
+    normalised = policy.normalise_actions(actions, state).abs().cpu().double().numpy()
     for dim, distance in enumerate(np.median(normalised, axis=0)):
         if distance > FAR:
             low, middle, high = np.percentile(demos.action[:, dim], (5, 50, 95))
