@@ -3,7 +3,6 @@
 policy.py is what they share, architecture.py says what each of them adds, files.py reads and writes their directories.
 """
 
-import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,10 +43,11 @@ def load(directory: Path, kind: str, device: "str | torch.device", source: str) 
     from interp.policies.lerobot.files import read_config, read_network, read_processors
     from interp.policies.lerobot.policy import LeRobotPolicy
     from interp.policies.lerobot.statistics import check
+    from interp.runs import read_json
 
     config = read_config(directory)
     beside = directory / "robosteer.json"
-    deltas = beside.is_file() and any(json.loads(beside.read_text()).get("delta_actions", ()))
+    deltas = beside.is_file() and any(read_json(beside).get("delta_actions", ()))
     if deltas and not getattr(config, "use_relative_actions", False):
         raise UsageError(
             f"{beside}: delta_actions is for pi0 in the core environment; LeRobot, which is installed here, would run "

@@ -34,9 +34,8 @@ class XVLA:
         self.dim = model.dim_action
         self.max_action_dim, self.max_tokens = 2 * self.dim, config.tokenizer_max_length
         self.prompt_start = 1  # BART begins with <s>
-        language = (
-            model.vlm.language_model
-        )  # LeRobot 0.4's own Florence-2 has a level more than transformers'
+        # LeRobot 0.4's own Florence-2 has a level more than transformers'.
+        language = model.vlm.language_model
         self._encoder, self._transformer = getattr(language, "model", language).encoder, model.transformer
         self._weight, self._logits = _weights(model.action_space)
 
