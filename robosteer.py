@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.formatwarning = lambda message, *_: f"robosteer: warning: {message}\n"
+    usual, warnings.formatwarning = warnings.formatwarning, _in_a_line
     from interp.errors import UsageError
     from testbed.variation import TestbedError
 
@@ -69,7 +69,15 @@ def main(words: Sequence[str] | None = None) -> int:
         where = "" if error.filename is None else f"{error.filename}: "
         print(f"robosteer {arguments.verb}: {where}{error.strerror}", file=sys.stderr)
         return 2
+    finally:
+        warnings.formatwarning = usual
     return status or 0
+
+
+def _in_a_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"robosteer: warning: {message}\n"
 
 
 def app(a: argparse.Namespace) -> None:

@@ -12,13 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lerobot_writer import random_episodes, write_dataset
 
-from interp.capture import capture
-from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.knn import best_add
-from interp.policies import Policy, load_policy
+from interp.policies import load_policy
 from interp.runs import Run
 from steering.compare import compare_entries
 from steering.episode import Episode
@@ -27,7 +24,6 @@ from steering.reproduce.experiment import done, keep, restore, run
 from steering.reproduce.plan import Arm, Plan, Study
 from steering.reproduce.pool import Cluster
 from steering.reproduce.records import read_records, write_costs, write_record
-from steering.reproduce.scores import choose, head_scores
 from steering.reproduce.work import perform, results_path, run_path
 from steering.results import Result, result_path, save_result
 from steering.suites import SUITES
@@ -306,18 +302,6 @@ def test_what_was_tried_before_a_suite_changed_is_tried_again(
     assert found.settings["variation"] == SUITES["lighting"].options["variation"]
     assert [e.steps for e in found.episodes] != [e.steps for e in measured.episodes]
     assert done(plan, tmp_path / "work", job)
-
-
-@pytest.mark.parametrize("lengths", [(13,), (13, 9)])
-def test_heads_are_chosen_from_a_single_short_demonstration(
-    policy: Policy, tmp_path: Path, lengths: tuple[int, ...]
-) -> None:
-    """Of which the published rule, frames 30 apart, leaves nothing."""
-    demos = Demonstrations.open(write_dataset(tmp_path / "demos", random_episodes(lengths)))
-    run = capture(policy, demos, tmp_path / "run", towers=("expert",), thumbnails=False, progress=False)
-    scores = head_scores("knn", policy, demos, run, "expert", {})
-    assert scores.settings["window"] == (3 if len(lengths) == 1 else 30)
-    assert len(choose("knn", scores, run, 4, "expert").heads) == 4
 
 
 @pytest.mark.slow

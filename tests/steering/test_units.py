@@ -1,5 +1,7 @@
 """Promises about demonstrations in other units than a policy was trained in: it is said before hours of training."""
 
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +73,36 @@ def test_capture_and_finetune_warn_once_and_go_on(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         capture(policy, demos, tmp_path / "fine", towers=["expert"], thumbnails=False, progress=False)
+
+
+def test_a_verb_warns_in_one_line_and_leaves_warnings_as_they_were(
+    tiny_policy_dir: Path, tmp_path: Path
+) -> None:
+    episodes = random_episodes((5,))
+    for episode in episodes:
+        episode["action"] = np.rad2deg(np.asarray(episode["action"]) + 1).astype(np.float32)
+    path = write_dataset(tmp_path / "degrees", episodes)
+    words = [
+        "capture",
+        "--policy",
+        str(tiny_policy_dir),
+        "--demos",
+        str(path),
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    usual = warnings.formatwarning
+    assert robosteer.main(words) == 0
+    assert warnings.formatwarning is usual
+    done = subprocess.run(
+        [sys.executable, "-m", "robosteer", *words[:-1], str(tmp_path / "again")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=True,
+    )
+    (line,) = (line for line in done.stderr.splitlines() if "standard deviations" in line)
+    assert line.startswith("robosteer: warning: action dx (")
 
 
 def test_validate_counts_it_as_a_problem(
