@@ -225,14 +225,7 @@ class Preprocessing:
 
     def _start(self, actions: Tensor, state: Tensor | None) -> Float[Tensor, "batch *ones action"]:
         """The state where actions are less it, and 0 elsewhere."""
-        if state is None:
-            raise UsageError(
-                f"the policy acts in deltas ({FILE}: delta_actions): its actions need the state that they start from"
-            )
-        if len(state) != len(actions):
-            raise UsageError(
-                f"{len(actions)} rows of actions and {len(state)} states: every row needs its own"
-            )
+        state = start_of(actions, state, f"{FILE}: delta_actions")
         at = state.to(actions)[:, : self.action_dim]
         at = F.pad(at, (0, self.action_dim - at.shape[1])) * at.new_tensor(self.delta_actions)
         return at.reshape(len(at), *[1] * (actions.ndim - 2), self.action_dim)
@@ -265,6 +258,18 @@ def relative_mask(step: Mapping[str, Any], dim: int) -> tuple[bool, ...]:
     names = [name.lower() for name in about.get("action_names") or ()][:dim]
     kept = [any(each in name for each in excluded) for name in names] + [False] * (dim - len(names))
     return tuple(not absolute for absolute in kept)
+
+
+def start_of(actions: Tensor, state: Tensor | None, setting: str) -> Float[Tensor, "batch state"]:
+    """The state that actions of a policy in deltas start from, which must be there for every row; `setting` is what
+    made it such a policy."""
+    if state is None:
+        raise UsageError(
+            f"the policy acts in deltas ({setting}): its actions need the state that they start from"
+        )
+    if len(state) != len(actions):
+        raise UsageError(f"{len(actions)} rows of actions and {len(state)} states: every row needs its own")
+    return state
 
 
 def states_of(

@@ -25,7 +25,7 @@ from interp.errors import UsageError, unknown
 from interp.policies.dead import dead_heads
 from interp.policies.lerobot.architecture import Architecture
 from interp.policies.lerobot.files import CONTROL_RATE, save, save_processors
-from interp.policies.preprocessing import states_of
+from interp.policies.preprocessing import start_of, states_of
 from interp.policies.protocol import Batch, Block, Observation, Prefix, Readout
 from interp.policies.spec import PolicySpec, TowerSpec
 
@@ -36,7 +36,7 @@ STATE, TOKENS, TOKENS_MASK = (
 )
 ROBOT_STATE = "robot_state"
 """Of a batch, the state in the robot's units, where actions are relative to it."""
-_RELATIVE = "RelativeActionsProcessorStep"
+_RELATIVE, _SETTING = "RelativeActionsProcessorStep", "use_relative_actions"
 _IMAGE = ("observation.images.", "observation.")
 _EMPTY = "empty_camera_"
 PARITY = 1e-4
@@ -312,7 +312,7 @@ class LeRobotPolicy:
         self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
     ) -> Float[Tensor, "batch *axes action"]:
         if self._relative is not None:
-            known = {TransitionKey.OBSERVATION: {STATE: _checked(actions, state)}}
+            known = {TransitionKey.OBSERVATION: {STATE: start_of(actions, state, _SETTING)}}
             actions = self._relative({**known, TransitionKey.ACTION: actions})[TransitionKey.ACTION]
         for step in self.preprocessor.steps:
             if isinstance(step, NormalizerProcessorStep):
@@ -323,7 +323,7 @@ class LeRobotPolicy:
         self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
     ) -> Float[Tensor, "batch *axes action"]:
         if self._relative is not None:  # the post-processor's last step asks it for the state
-            self._relative({TransitionKey.OBSERVATION: {STATE: _checked(actions, state)}})
+            self._relative({TransitionKey.OBSERVATION: {STATE: start_of(actions, state, _SETTING)}})
         return self.postprocessor(actions).to(actions.device)
 
     # ---- its parts
@@ -358,16 +358,6 @@ class LeRobotPolicy:
 
     def readout(self) -> Readout:
         return self.architecture.readout()
-
-
-def _checked(actions: Tensor, state: Tensor | None) -> Float[Tensor, "batch state"]:
-    if state is None:
-        raise UsageError(
-            "the policy acts in deltas (use_relative_actions): its actions need the state that they start from"
-        )
-    if len(state) != len(actions):
-        raise UsageError(f"{len(actions)} rows of actions and {len(state)} states: every row needs its own")
-    return state
 
 
 def camera_of(key: str) -> str:
