@@ -1,14 +1,18 @@
 """Promises of policies that LeRobot trained on actions relative to the state (LeRobot 0.5 and newer): what LeRobot's
 own code does to one observation is done to every row of a batch, each with its own state."""
 
+import json
 from pathlib import Path
 
 import lerobot.processor
+import numpy as np
 import pytest
 import torch
 from lerobot_kit import ACTION_DIM, build, observations
 from lerobot_reference import LeRobot
 
+import robosteer
+from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.policies import load_policy
 
@@ -79,3 +83,46 @@ def test_relative_and_absolute_are_two_policies(directory: Path, tmp_path: Path)
     torch.testing.assert_close(
         moved - plain.unnormalise_actions(torch.zeros(1, ACTION_DIM)), state[:, :ACTION_DIM] * RELATIVE
     )
+
+
+def test_a_copy_normalises_by_relative_actions(
+    directory: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever meta/stats.json says: of every whole chunk less its own start, by numpy."""
+    new = tmp_path / "new"
+    assert robosteer.main(["demos", "normalise", str(dataset), str(new), "--policy", str(directory)]) == 0
+    policy, demos = load_policy(new), Demonstrations.open(dataset)
+    chunks, starts, first = [], [], 0
+    for episode in demos.episodes:
+        for frame in range(first, first + len(episode) - policy.spec.horizon + 1):
+            chunks.append(demos.action[frame : frame + policy.spec.horizon])
+            starts.append(demos.state[frame])
+        first += len(episode)
+    actions, states = (torch.tensor(np.stack(each)).float() for each in (chunks, starts))
+    relative = actions - states[:, None, :ACTION_DIM] * RELATIVE
+    normalised = policy.normalise_actions(actions, states).double()
+    assert (relative - actions).abs().mean() > 0.1  # or absolute statistics would do
+    flat = normalised.flatten(0, 1)
+    if (
+        directory.name == "pi05"
+    ):  # the 1st and 99th percentile become -1 and 1; LeRobot's come from a histogram
+        for at, share in ((-1.0, 0.01), (1.0, 0.99)):
+            found = flat.quantile(share, dim=0)
+            torch.testing.assert_close(found, torch.full_like(found, at), atol=0.1, rtol=0)
+    else:
+        torch.testing.assert_close(flat.mean(dim=0), torch.zeros_like(flat[0]), atol=1e-3, rtol=0)
+        torch.testing.assert_close(flat.std(dim=0, correction=0), torch.ones_like(flat[0]), atol=1e-2, rtol=0)
+
+
+def test_episodes_shorter_than_a_chunk_are_one_line(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = build("pi0", tmp_path / "base", use_relative_actions=True, action_feature_names=NAMES)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"chunk_size": 500}))
+    assert (
+        robosteer.main(["demos", "normalise", str(dataset), str(tmp_path / "new"), "--policy", str(base)])
+        == 2
+    )
+    assert "no episode has the 500 frames of one chunk" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

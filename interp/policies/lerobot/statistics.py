@@ -5,7 +5,8 @@ LeRobot passes a number on as it is where it finds no statistics for it, and say
 `so100.buffer.action`. Its state would reach the network in degrees, and its actions a robot in standard deviations.
 
 lerobot-train gives a policy those of the data set that it trains on (scripts/lerobot_train.py), and so does
-`with_statistics`.
+`with_statistics`; but a policy of relative actions gets those of relative actions even if the data set's are of
+absolute ones, as they are before `lerobot-edit-dataset` recomputed them.
 """
 
 import json
@@ -19,6 +20,7 @@ from lerobot.configs.types import FeatureType, NormalizationMode
 from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
 
 from interp.data.layout import Layout
+from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.policies.lerobot.files import quiet, read_config, read_processors
 from interp.runs import whole_directory
@@ -76,6 +78,8 @@ def with_statistics(directory: Path, demos: str | Path, out: Path) -> None:
         raise UsageError(f"{out} exists: give a new directory")
     config, layout = read_config(directory), Layout.open(demos)
     found = statistics_of(layout)
+    if getattr(config, "use_relative_actions", False):
+        found[ACTION] = relative_statistics(config, demos)
     for key, feature in ((STATE, config.robot_state_feature), (ACTION, config.action_feature)):
         theirs, own = len(found[key]["mean"]), feature.shape[0] if feature else 0
         if theirs != own:
@@ -99,6 +103,37 @@ def with_statistics(directory: Path, demos: str | Path, out: Path) -> None:
         with quiet():
             pre.save_pretrained(fresh)
             post.save_pretrained(fresh)
+
+
+def relative_statistics(config: Any, demos: str | Path) -> dict[str, np.ndarray]:
+    """Of the actions of every whole chunk, less the state that the chunk starts from: by LeRobot's own code.
+
+    As `config` has it, dimensions whose name has an excluded joint's in it stay absolute.
+    """
+    from lerobot.datasets.compute_stats import compute_relative_action_stats  # not in LeRobot before 0.5
+
+    opened = Demonstrations.open(demos)
+    dim, at = opened.action.shape[1], opened.state.shape[1]
+    names = config.action_feature_names or opened.layout.names(opened.layout.actions)
+    if len(opened.episodes) == 0 or max(map(len, opened.episodes)) < config.chunk_size:
+        raise UsageError(
+            f"demonstrations {demos}: no episode has the {config.chunk_size} frames of one chunk, which a policy of "
+            "relative actions is normalised by: record longer ones"
+        )
+    if dim > at:
+        raise UsageError(
+            f"demonstrations {demos}: action has {dim} numbers and observation.state {at}: actions relative to the "
+            "state need a state of every joint"
+        )
+    episode = np.repeat(np.arange(len(opened.episodes)), [len(each) for each in opened.episodes])
+    columns = {ACTION: opened.action, STATE: opened.state, "episode_index": episode}
+    found = compute_relative_action_stats(
+        columns,
+        {ACTION: {"shape": (dim,), "names": names}},
+        config.chunk_size,
+        config.relative_exclude_joints,
+    )
+    return {name: np.asarray(value, np.float32) for name, value in found.items()}
 
 
 def statistics_of(layout: Layout) -> dict[str, dict[str, np.ndarray]]:
