@@ -91,14 +91,14 @@ def _robustness(entries: Sequence[Entry]) -> list[Claim]:
     found = []
     for suite, (lora, theirs) in published.VARIED.items():
         says = f"it is more robust than LoRA {words.get(suite, f'under {suite}')}"
-        made = contrast(entries, "aligned", "lora", suite)
-        found.append(
-            replace(
-                _claim("robustness", says, made, "aligned", "lora"),
-                compared=f"aligned - lora, {suite}",
-                paper=f"{theirs - lora:+.3g}",
+        for arm in ("aligned", "paper"):
+            found.append(
+                replace(
+                    _claim("robustness", says, contrast(entries, arm, "lora", suite), arm, "lora"),
+                    compared=f"{arm} - lora, {suite}",
+                    paper=f"{theirs - lora:+.3g}",
+                )
             )
-        )
     return found
 
 
