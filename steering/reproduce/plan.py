@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from interp.errors import UsageError, unknown
+from steering.recipe import LoraTargets
 from steering.results import IN_DOMAIN
 from steering.suites import GROUPS
 from testbed.tasks import TARGETS
@@ -36,6 +37,8 @@ class Arm:
     by: str = "knn"
     """What chooses the heads (steering/reproduce/scores.py)."""
     tower: str = "expert"
+    targets: LoraTargets = "lerobot"
+    """What LoRA is put on, of arm `lora`."""
     demos: int | None = None
     steps: int | None = None
 
@@ -45,6 +48,7 @@ class Arm:
         parts = [
             "" if self.by == "knn" else self.by,
             "" if self.tower == "expert" else self.tower,
+            "" if self.targets == "lerobot" else self.targets,
             "" if self.heads == HEADS else f"k{self.heads}",
             "" if self.demos is None else f"demos{self.demos}",
             "" if self.steps is None else f"steps{self.steps}",
@@ -188,6 +192,13 @@ MAIN = (
     ),
 )
 """The eleven arms of the reproduction."""
+VLM, VLM_RANDOM, LORA_EVERYWHERE = (
+    Arm("aligned", tower="vlm"),
+    Arm("random-k", tower="vlm"),
+    Arm("lora", targets="all-linear"),
+)
+BOTH_TOWERS = (VLM, VLM_RANDOM, LORA_EVERYWHERE)
+"""Arms that reach the vlm, as what the paper compares does: heads there, chosen and random, and LoRA everywhere."""
 TRIED = (
     "lighting",
     "form",
@@ -211,7 +222,7 @@ def _arms(recipes: Iterable[str], **changes: Any) -> tuple[Arm, ...]:
 FULL = Plan(
     "full",
     (
-        Study("success", "Does finetuning few heads help, against every control?", MAIN),
+        Study("success", "Does finetuning few heads help, against every control?", (*MAIN, *BOTH_TOWERS)),
         Study(
             "methods",
             "With few heads to spend, does it matter how they are chosen?",
@@ -222,7 +233,12 @@ FULL = Plan(
             ),
             tasks=ADAPTING,
         ),
-        Study("robustness", "What holds under perturbation, what is forgotten?", MAIN, (IN_DOMAIN, *TRIED)),
+        Study(
+            "robustness",
+            "What holds under perturbation, what is forgotten?",
+            (*MAIN, *BOTH_TOWERS),
+            (IN_DOMAIN, *TRIED),
+        ),
         Study(
             "heads",
             "How many heads?",
@@ -274,15 +290,7 @@ FULL = Plan(
         Study(
             "tower",
             "Which tower?",
-            (
-                BASE,
-                *(
-                    Arm(recipe, tower=tower)
-                    for tower in ("expert", "vlm")
-                    for recipe in ("aligned", "random-k")
-                ),
-            ),
-            tasks=(*ADAPTING, "pick-cube"),  # where what trains the vlm helps and the expert's heads do not
+            (BASE, Arm("aligned"), Arm("random-k"), VLM, VLM_RANDOM, Arm("lora"), LORA_EVERYWHERE),
         ),
     ),
 )

@@ -64,7 +64,8 @@ def prepare(work: Path, task: str, seed: int, demos: int) -> Adapted:
 
 def recipe_of(plan: Plan, arm: Arm) -> Recipe:
     """What an arm is trained with: `retain` averages what `aligned` trained."""
-    return Recipe.named("aligned" if arm.recipe == "retain" else arm.recipe, steps=plan.steps_of(arm))
+    name = "aligned" if arm.recipe == "retain" else arm.recipe
+    return Recipe.named(name, steps=plan.steps_of(arm), lora_targets=arm.targets)
 
 
 def as_planned(plan: Plan, arm: Arm, result: Result) -> bool:
