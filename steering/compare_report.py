@@ -199,7 +199,8 @@ def rate(interval: Interval) -> str:
 def points(difference: Interval | None) -> str:
     if difference is None:
         return ""
-    value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
+    # Rounded before it is written, and without a sign of zero: a bootstrap's noise of 1e-17 is no loss.
+    value, low, high = (round(100 * x, 6) + 0.0 for x in (difference.value, difference.low, difference.high))
     return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"
 
 

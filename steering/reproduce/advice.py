@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from steering.compare import ARMS, compare_entries
+from steering.compare import compare_entries
 from steering.compare_report import points
+from steering.reproduce.claims import MAIN_NAMES, mean_of_logs, time_ratios
 from steering.reproduce.contrast import Contrast, contrast
-from steering.reproduce.plan import ADAPTING, FEW, FULL, Arm
+from steering.reproduce.plan import ADAPTING, FEW, FULL, LORA_EVERYWHERE, VLM, VLM_RANDOM, Arm
 from steering.reproduce.published import CHOICE_MINUTES, MARGIN
 from steering.results import IN_DOMAIN, Entry
 from testbed.tasks import TARGETS
@@ -23,6 +24,7 @@ def advice(entries: Sequence[Entry]) -> list[str]:
     """The most important first."""
     parts = (
         _whether,
+        _which_tower,
         _where_heads_do_not_help,
         _more_than_heads,
         _chosen_or_random,
@@ -42,6 +44,7 @@ def headlines(entries: Sequence[Entry]) -> list[str]:
     """What whoever reads five lines should know."""
     parts = (
         _whether,
+        _which_tower,
         _more_than_heads,
         _chosen_or_random,
         _how_many,
@@ -72,13 +75,37 @@ def _whether(entries: Sequence[Entry]) -> list[str]:
     return [f"{said}."]
 
 
+def _which_tower(entries: Sequence[Entry]) -> list[str]:
+    """Heads of the vlm against heads of the expert: where that decides, what it costs, and whether the choice does."""
+    made = contrast(entries, VLM.name, "aligned")
+    if made is None:
+        return []
+    words = {
+        "better": "Choose heads of the vlm, not of the expert",
+        "worse": "Choose heads of the expert, not of the vlm",
+        "the same": "Heads of the vlm do as well as the expert's",
+        "open": "Heads of the vlm have not been shown to be better than the expert's, nor worse",
+    }
+    said = f"{words[made.finding(MARGIN)]}: `{VLM.name}` less `aligned` is {_of(made)}"
+    by_task = [c for task in made.tasks if (c := contrast(entries, VLM.name, "aligned", tasks=[task]))]
+    for word, found in (("better", "better"), ("worse", "worse")):
+        if there := [c for c in by_task if c.finding(MARGIN) == found]:
+            said += f", {word} on {_tasks(there)}"
+    if ratios := time_ratios(entries, VLM.name, "aligned"):
+        said += f"; a training takes {mean_of_logs(ratios).value:.1f} times as long"
+    if control := contrast(entries, VLM.name, VLM_RANDOM.name):
+        said += f". Chosen less random ones there: {_of(control)}"
+    return [f"{said}."]
+
+
 def _more_than_heads(entries: Sequence[Entry]) -> list[str]:
     """Arms that train more and win more, on all tasks that the chosen heads were tried on."""
     whole = contrast(entries, "aligned", "base")
     more = [
         c
         for arm in _arms_of(entries)
-        if (c := contrast(entries, arm, "aligned"))
+        if _trained(entries, arm) > _trained(entries, "aligned")
+        and (c := contrast(entries, arm, "aligned"))
         and whole is not None
         and c.tasks == whole.tasks
         and c.finding(MARGIN) == "better"
@@ -162,7 +189,7 @@ def _where_heads_do_not_help(entries: Sequence[Entry]) -> list[str]:
         if gains:
             gains.sort(key=lambda c: -c.difference.value)
             said.append(
-                f"Where heads of the expert are not enough, train more than them: on {task} `aligned` moves "
+                f"Where heads of the expert are not enough, train others or more: on {task} `aligned` moves "
                 f"{points(made.difference)}; against it, {_arms(gains)}."
             )
     return said
@@ -195,19 +222,22 @@ def _how_to_choose(entries: Sequence[Entry]) -> list[str]:
 
 
 def _against_lora(entries: Sequence[Entry]) -> list[str]:
-    made = contrast(entries, "aligned", "lora")
+    """LeRobot's, and one that reaches the vlm as heads there do."""
+    pairs = (("aligned", "lora"), (VLM.name, "lora"), (VLM.name, LORA_EVERYWHERE.name))
+    return [said for arm, lora in pairs for said in _against(entries, arm, lora)]
+
+
+def _against(entries: Sequence[Entry], arm: str, lora: str) -> list[str]:
+    made = contrast(entries, arm, lora)
     if made is None:
         return []
-    sizes = {
-        arm: np.mean([sum(e.result.trainable_parameters.values()) for e in entries if e.arm == arm])
-        for arm in ("aligned", "lora")
-    }
-    cheaper = f"it trains {sizes['lora'] / sizes['aligned']:.2f} times fewer parameters"
+    name = "LoRA" if lora == "lora" else f"`{lora}`"
+    cheaper = f"it trains {_trained(entries, lora) / _trained(entries, arm):.2f} times fewer parameters"
     words = {
-        "better": f"Prefer `aligned` to LoRA: {_of(made)}",
-        "worse": f"Prefer LoRA: `aligned` against it is {_of(made)}",
-        "the same": f"LoRA does as well: `aligned` against it is {_of(made)}",
-        "open": f"LoRA has not been shown to be worse: `aligned` against it is {_of(made)}",
+        "better": f"Prefer `{arm}` to {name}: {_of(made)}",
+        "worse": f"Prefer {name}: `{arm}` against it is {_of(made)}",
+        "the same": f"{name} does as well: `{arm}` against it is {_of(made)}",
+        "open": f"{name} has not been shown to be worse: `{arm}` against it is {_of(made)}",
     }
     return [f"{words[made.finding(MARGIN)]}; {cheaper}."]
 
@@ -282,7 +312,9 @@ def _what_it_costs_elsewhere(entries: Sequence[Entry]) -> list[str]:
 
 def _beware(entries: Sequence[Entry]) -> list[str]:
     found = compare_entries([e for e in entries if e.result.suite == IN_DOMAIN], "base")
-    cells = [(c.task, c.arm, c.difference) for c in found.cells if c.arm in ARMS and c.difference is not None]
+    cells = [
+        (c.task, c.arm, c.difference) for c in found.cells if c.arm in MAIN_NAMES and c.difference is not None
+    ]
     hurt = [f"{task} (`{arm}` {points(moved)})" for task, arm, moved in cells if moved.high < 0]
     if not hurt:
         return []
@@ -294,7 +326,13 @@ def _beware(entries: Sequence[Entry]) -> list[str]:
 
 def _arms_of(entries: Iterable[Entry]) -> list[str]:
     there = {e.arm for e in entries}
-    return [arm for arm in ARMS if arm in there and arm != "base"]
+    return [arm for arm in MAIN_NAMES if arm in there and arm != "base"]
+
+
+def _trained(entries: Iterable[Entry], arm: str) -> float:
+    """Parameters, a mean over the trainings; 0 for one that trains nothing."""
+    counts = [sum(e.result.trainable_parameters.values()) for e in entries if e.arm == arm]
+    return float(np.mean(counts)) if counts else 0.0
 
 
 def _of(made: Contrast) -> str:

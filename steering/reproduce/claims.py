@@ -22,7 +22,7 @@ from interp.heads import Head
 from steering.reproduce import published
 from steering.reproduce.contrast import Contrast, contrast, resolves
 from steering.reproduce.maps import read_profile
-from steering.reproduce.plan import FEW, MAIN, Arm
+from steering.reproduce.plan import BOTH_TOWERS, FEW, LORA_EVERYWHERE, MAIN, VLM, Arm
 from steering.results import IN_DOMAIN, Entry
 from steering.stats import Interval
 
@@ -32,7 +32,17 @@ NOT_EXCLUDED = "not shown: an effect that matters is not excluded"
 OPPOSITE = "the opposite"
 NO_DATA = "not run yet"
 Kind = Literal["better", "as good"]
-MAIN_NAMES = tuple(arm.name for arm in MAIN)
+MAIN_NAMES = tuple(arm.name for arm in (*MAIN, *BOTH_TOWERS))
+BESIDES_LORA = (
+    ("aligned", "lora"),
+    (VLM.name, "lora"),
+    ("paper", "lora"),
+    (VLM.name, LORA_EVERYWHERE.name),
+    ("paper", LORA_EVERYWHERE.name),
+)
+"""Chosen heads and the LoRA that they are compared with: LeRobot's, and one of every part, as the paper's is."""
+SAME_REACH = (("aligned", "lora"), (VLM.name, LORA_EVERYWHERE.name), ("paper", LORA_EVERYWHERE.name))
+"""Those of them that reach the same towers."""
 CAUSAL = ("ablation", "patching", "atp")
 BY_CHANCE = 0.05
 """Share of heads that 95 % intervals set apart by chance, at most."""
@@ -81,8 +91,8 @@ def _success(entries: Sequence[Entry]) -> list[Claim]:
     paper = " and ".join(f"{100 * published.advantage(p):+.3g} ({p})" for p in published.SUCCESS)
     says = "finetuning the chosen heads beats LoRA"
     return [
-        replace(_claim("success", says, contrast(entries, arm, "lora"), arm, "lora"), paper=paper)
-        for arm in ("aligned", "paper")
+        replace(_claim("success", says, contrast(entries, arm, lora), arm, lora), paper=paper)
+        for arm, lora in BESIDES_LORA
     ]
 
 
@@ -91,11 +101,11 @@ def _robustness(entries: Sequence[Entry]) -> list[Claim]:
     found = []
     for suite, (lora, theirs) in published.VARIED.items():
         says = f"it is more robust than LoRA {words.get(suite, f'under {suite}')}"
-        for arm in ("aligned", "paper"):
+        for arm, other in SAME_REACH:
             found.append(
                 replace(
-                    _claim("robustness", says, contrast(entries, arm, "lora", suite), arm, "lora"),
-                    compared=f"{arm} - lora, {suite}",
+                    _claim("robustness", says, contrast(entries, arm, other, suite), arm, other),
+                    compared=f"{arm} - {other}, {suite}",
                     paper=f"{theirs - lora:+.3g}",
                 )
             )
@@ -103,41 +113,49 @@ def _robustness(entries: Sequence[Entry]) -> list[Claim]:
 
 
 def _cost(entries: Sequence[Entry]) -> list[Claim]:
-    lora, theirs = published.TRAINABLE_MILLIONS
+    return [
+        *(_fewer_parameters(entries, arm, lora) for arm, lora in BESIDES_LORA),
+        *(_faster(entries, arm, lora) for arm, lora in SAME_REACH),
+    ]
+
+
+def _fewer_parameters(entries: Sequence[Entry], arm: str, lora: str) -> Claim:
+    more, fewer = published.TRAINABLE_MILLIONS
+    claim = Claim(
+        "cost",
+        "it trains fewer parameters than LoRA",
+        f"{lora} / {arm}",
+        NO_DATA,
+        unit="times",
+        paper=f"{more / fewer:.3g} times",
+    )
+    of_lora, ours = (
+        [sum(e.result.trainable_parameters.values()) for e in entries if e.arm == name]
+        for name in (lora, arm)
+    )
+    if not of_lora or not ours:
+        return claim
+    ratio = float(np.mean(of_lora) / np.mean(ours))
+    said = REPRODUCES if ratio > 1 else OPPOSITE
+    return replace(claim, verdict=said, effect=Interval(ratio, ratio, ratio), n="counted")
+
+
+def _faster(entries: Sequence[Entry], arm: str, lora: str) -> Claim:
     fast, faster = published.time_ratio()
-    trained = {
-        arm: [sum(e.result.trainable_parameters.values()) for e in entries if e.arm == arm]
-        for arm in ("aligned", "paper", "lora")
-    }
-    found = []
-    for arm in ("aligned", "paper"):
-        fewer = Claim(
-            "cost",
-            "it trains fewer parameters than LoRA",
-            f"lora / {arm}",
-            NO_DATA,
-            unit="times",
-            paper=f"{lora / theirs:.3g} times",
-        )
-        if trained["lora"] and trained[arm]:
-            ratio = float(np.mean(trained["lora"]) / np.mean(trained[arm]))
-            said = REPRODUCES if ratio > 1 else OPPOSITE
-            fewer = replace(fewer, verdict=said, effect=Interval(ratio, ratio, ratio), n="counted")
-        found.append(fewer)
-    seconds = Claim(
+    claim = Claim(
         "cost",
         "it trains faster than LoRA",
-        "processor seconds saved by aligned, of lora's",
+        f"processor seconds saved by {arm}, of {lora}'s",
         NO_DATA,
         unit="saved",
         paper=f"{1 - 1 / fast:.0%} to {1 - 1 / faster:.0%} saved",
     )
-    ratios = _time_ratios(entries, "lora", "aligned")
-    if len(ratios) > 1:
-        mean = mean_of_logs(ratios)
-        saved = Interval(*(1 - 1 / x for x in (mean.value, mean.low, mean.high)))
-        seconds = replace(seconds, verdict=verdict(saved), effect=saved, n=f"{len(ratios)} trainings of each")
-    return [*found, seconds]
+    ratios = time_ratios(entries, lora, arm)
+    if len(ratios) < 2:
+        return claim
+    mean = mean_of_logs(ratios)
+    saved = Interval(*(1 - 1 / x for x in (mean.value, mean.low, mean.high)))
+    return replace(claim, verdict=verdict(saved), effect=saved, n=f"{len(ratios)} trainings of each")
 
 
 def _choice(entries: Sequence[Entry]) -> list[Claim]:
@@ -275,7 +293,7 @@ def roles(found: Profile) -> np.ndarray:
 # ---- time
 
 
-def _time_ratios(entries: Iterable[Entry], slower: str, faster: str) -> list[float]:
+def time_ratios(entries: Iterable[Entry], slower: str, faster: str) -> list[float]:
     """Processor seconds of one arm's training over another's, of the same task and seed: other jobs shared the machine,
     and a training that had to wait for them says nothing of its own cost."""
     seconds: dict[str, dict[tuple[str, int], float]] = {slower: {}, faster: {}}

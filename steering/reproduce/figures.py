@@ -50,6 +50,9 @@ LOOKS: Mapping[str, tuple[str, str]] = {
     "bottom-k": ("#18222d", "h"),
     "generic-k": ("#7b4fa3", "p"),
     "retain": ("#8c4a2f", "v"),
+    "aligned-vlm": ("#00436b", "<"),
+    "random-k-vlm": ("#4d4500", ">"),
+    "lora-all-linear": ("#8f3300", "d"),
 }
 """Colour and marker of an arm."""
 INK = SCHEMES["light"].text

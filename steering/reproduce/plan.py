@@ -191,7 +191,7 @@ MAIN = (
         )
     ),
 )
-"""The eleven arms of the reproduction."""
+"""The arms that the paper and its controls name: most train parts of the expert."""
 VLM, VLM_RANDOM, LORA_EVERYWHERE = (
     Arm("aligned", tower="vlm"),
     Arm("random-k", tower="vlm"),

@@ -35,7 +35,7 @@ from steering.reproduce.claims import (
 )
 from steering.reproduce.contrast import Contrast, contrast
 from steering.reproduce.coverage import Covered, coverage
-from steering.reproduce.plan import ADAPTING, FEW, HEADS, Arm, Plan, Study
+from steering.reproduce.plan import ADAPTING, FEW, HEADS, LORA_EVERYWHERE, VLM, VLM_RANDOM, Arm, Plan, Study
 from steering.reproduce.published import MARGIN, TRIALS
 from steering.results import IN_DOMAIN, Entry
 from testbed.tasks import TARGETS
@@ -100,9 +100,10 @@ def in_short(found: Sequence[Claim]) -> list[str]:
     for verdict, words in heads.items():
         ours = [c for c in found if c.verdict == verdict]
         if ours:
-            named = "; ".join(
-                f"{c.says} ({c.compared}{_effect_in_words(c)})" if c.known else c.compared for c in ours
-            )
+            effects: dict[str, list[str]] = {}
+            for c in ours:
+                effects.setdefault(c.says, []).append(f"{c.compared}{_effect_in_words(c)}")
+            named = "; ".join(f"{says} ({'; '.join(shown)})" for says, shown in effects.items())
             said.append(f"{words}, {len(ours)} of {len(found)} claims: {named}.")
     return said
 
@@ -168,9 +169,10 @@ def _opening(plan: Plan) -> str:
         f"Written by `robosteer reproduce{' --quick' if plan.name == 'quick' else ''} --report` from its records: no "
         "sentence and no number is typed. The claims are those of *Robotic Steering* (Mitra et al., arXiv 2511.22697), "
         "made with a real arm; here a small policy (tiny-pi0) repeats them on a simulated tabletop. `aligned` trains "
-        f"the query rows and output columns of the {HEADS} heads of the action expert that k-NN ranks best; `paper` "
-        "trains what the published code trains; docs/recipes.md describes the other arms. Rates are percent, "
-        "differences are points with paired 95 % intervals in brackets; n counts paired rollouts. A difference matters "
+        f"the query rows and output columns of the {HEADS} heads of the action expert that k-NN ranks best, "
+        f"`{VLM.name}` of the vlm's; `paper` trains what the published code trains; docs/recipes.md describes the "
+        "other arms. Rates are percent, differences are points with paired 95 % intervals in brackets; n counts paired "
+        "rollouts. A difference matters "
         f"here if it is as large as the smaller mean advantage over LoRA that the paper claims: {100 * MARGIN:.3g} "
         "points."
     )
@@ -201,9 +203,10 @@ def _done(c: Covered) -> str:
 def claims_table(found: Sequence[Claim]) -> Table:
     rows = [(c.says, c.compared, c.paper, effect(c), c.n, f"**{c.verdict}**") for c in found]
     note = (
-        f"The paper's effects are of a real arm, in points, from {TRIALS} rollouts a cell, without intervals. Our "
-        "LoRA has LeRobot's default targets; theirs trains every part of the policy, hence its count. Time is "
-        "the processor's, for other jobs shared the machine; `benchmarks/results/training.json` has an idle one's."
+        f"The paper's effects are of a real arm, in points, from {TRIALS} rollouts a cell, without intervals. `lora` "
+        f"has LeRobot's default targets; theirs trains every part of the policy, hence its count, and "
+        f"`{LORA_EVERYWHERE.name}` every linear layer of vlm and expert. Time is the "
+        "processor's, for other jobs shared the machine; `benchmarks/results/training.json` has an idle one's."
     )
     return Table("Claims", ("claim", "compared", "paper", "ours", "n", "verdict"), tuple(rows), note)
 
@@ -249,7 +252,7 @@ def choice_contrasts(entries: Sequence[Entry]) -> list[Contrast]:
         pairs += [(causal, Arm("random-k", heads=FEW).name, ADAPTING), (causal, few.name, ADAPTING)]
     pairs += [(Arm("aligned", heads=k).name, Arm("random-k", heads=k).name, ADAPTING) for k in (2, 8, 24)]
     pairs += [(Arm("aligned", demos=d).name, Arm("random-k", demos=d).name, ADAPTING) for d in (1, 5, 10, 40)]
-    pairs += [(Arm("aligned", tower="vlm").name, Arm("random-k", tower="vlm").name, ADAPTING)]
+    pairs += [(VLM.name, VLM_RANDOM.name, None), (VLM.name, "aligned", None)]
     made = (contrast(entries, arm, other, tasks=tasks) for arm, other, tasks in pairs)
     return [c for c in made if c is not None]
 

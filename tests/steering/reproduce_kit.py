@@ -50,7 +50,9 @@ def _result(task: str, arm: Arm, seed: int, name: str, rate: float, n: int) -> R
         for i, h in enumerate(hardness)
     )
     trained = arm.trained
-    count = {"lora": 68_000, "full": 3_300_000, "all-heads": 260_000}.get(arm.recipe, 4_000 * arm.heads)
+    counts = {"full": 3_300_000, "all-heads": 260_000, "paper": 280_000, "ffn-only": 170_000}
+    lora = {"lerobot": 68_000, "all-linear": 600_000}[arm.targets]
+    count = lora if arm.recipe == "lora" else counts.get(arm.recipe, 4_000 * arm.heads)
     heads = None
     if trained and arm.recipe not in ("lora", "full", "ffn-only"):
         number = LIVE if arm.recipe == "all-heads" else arm.heads
@@ -65,7 +67,9 @@ def _result(task: str, arm: Arm, seed: int, name: str, rate: float, n: int) -> R
         trainable_parameters={"expert query rows": count} if trained else {},
         seconds={
             "train": 900.0,  # others shared the machine
-            "train_processor": 60.0 + 10 * (arm.recipe == "lora") + seed if trained else 0.0,
+            "train_processor": 60.0 + 10 * (arm.recipe == "lora") + 30 * (arm.tower == "vlm") + seed
+            if trained
+            else 0.0,
             "evaluate": 40.0,
         },
         peak_memory_mb=900.0 if trained else None,
