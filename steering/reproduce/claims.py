@@ -42,7 +42,7 @@ BESIDES_LORA = (
 )
 """Chosen heads and the LoRA that they are compared with: LeRobot's, and one of every part, as the paper's is."""
 SAME_REACH = (("aligned", "lora"), (VLM.name, LORA_EVERYWHERE.name), ("paper", LORA_EVERYWHERE.name))
-"""Those of them that reach the same towers."""
+"""Each with the LoRA that reaches the tower that it trains."""
 CAUSAL = ("ablation", "patching", "atp")
 BY_CHANCE = 0.05
 """Share of heads that 95 % intervals set apart by chance, at most."""
