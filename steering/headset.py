@@ -11,16 +11,16 @@ Heads file (JSON):
 (layer, head) pairs without a tower. A file that has only those is read for the tower that the reader names;
 we write them too, whenever all heads lie in one tower, so that the published code reads our files.
 
-Selections: `best_heads`, `worst_heads` from scores, `generic_heads` from the scores of several tasks,
-`random_heads` from the policy's shape and a seed. Dead heads (output without effect, such as the last vlm
-layer's) are never chosen and never accepted.
+Selections of one tower: `best_heads`, `worst_heads` from scores, `generic_heads` from the scores of several tasks,
+`random_heads` from the policy's shape and a seed; `united` makes one set of several. Dead heads (output without
+effect, such as the last vlm layer's) are never chosen and never accepted.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,15 @@ def generic_heads(others: Sequence[HeadScores], k: int, tower: str) -> HeadSet:
         policy=others[0].policy,
         method=f"generic ({methods}, mean rank over {len(others)} tasks)",
         scores=tuple(mean[head] for head in chosen),
+    )
+
+
+def united(parts: Sequence[HeadSet]) -> HeadSet:
+    """Sets of several towers as one, in their order; what is said of the first is said of all."""
+    return replace(
+        parts[0],
+        heads=tuple(head for part in parts for head in part.heads),
+        scores=tuple(score for part in parts for score in part.scores),
     )
 
 

@@ -27,11 +27,13 @@ def select(a: Namespace) -> None:
     from interp.heads import Head
     from interp.knn import best_add, topk
     from interp.runs import read_json
-    from steering.headset import HeadSet, best_heads, parse_heads, random_heads, worst_heads
+    from steering.headset import HeadSet, best_heads, parse_heads, random_heads, united, worst_heads
 
     run = open_run(a.run)
     if a.heads and Path(a.heads).is_file():
-        published = parse_heads(read_json(a.heads), a.tower, f"heads file {a.heads}")
+        if len(a.tower) > 1:
+            raise UsageError(f"--tower {' '.join(a.tower)}: a heads file that names no tower is of one")
+        published = parse_heads(read_json(a.heads), a.tower[0], f"heads file {a.heads}")
         published.check(run.spec, run.policy, f"heads file {a.heads}")
         name = a.name or Path(a.heads).stem
         chosen = replace(published, policy=run.policy, method=published.method or "published")
@@ -40,14 +42,18 @@ def select(a: Namespace) -> None:
         given.check(run.spec, run.policy)
         name, chosen = a.name or "by-hand", given
     elif a.by == "random":
-        name, chosen = a.name or f"random-{a.top}", random_heads(run.spec, a.top, a.tower, a.seed, run.policy)
+        parts = [random_heads(run.spec, a.top, tower, a.seed, run.policy) for tower in a.tower]
+        name, chosen = a.name or f"random-{a.top}", united(parts)
     elif a.by in ("topk", "best-add"):
-        found = (topk if a.by == "topk" else best_add)(run, a.top, a.tower)
-        method = f"{a.method} {a.by} (k={found.k}, joint error {found.error:.4g})"
-        name, chosen = a.name or f"{a.by}-{a.top}", HeadSet(found.heads, run.policy, method, data=run.data)
+        found = [(topk if a.by == "topk" else best_add)(run, a.top, tower) for tower in a.tower]
+        joint = ", ".join(f"k={f.k}, joint error {f.error:.4g}" for f in found)
+        heads = tuple(head for f in found for head in f.heads)
+        method = f"{a.method} {a.by} ({joint})"
+        name, chosen = a.name or f"{a.by}-{a.top}", HeadSet(heads, run.policy, method, data=run.data)
     else:
-        pick = best_heads if a.by == "score" else worst_heads
-        name, chosen = a.name or f"{a.by}-{a.top}", pick(run.read_scores(a.method), a.top, a.tower)
+        pick, scores = best_heads if a.by == "score" else worst_heads, run.read_scores(a.method)
+        parts = [pick(scores, a.top, tower) for tower in a.tower]
+        name, chosen = a.name or f"{a.by}-{a.top}", united(parts)
     print(run.save_selection(name, chosen.to_json()))
     print(f"{len(chosen.heads)} heads: {', '.join(map(str, chosen.heads))}")
 
@@ -61,8 +67,10 @@ def _select_takes(p: ArgumentParser) -> None:
         help="best or worst (bottom) of --method's scores; k-NN on several heads at once (topk, best-add); random",
     )
     p.add_argument("--method", default="knn", help="name of the scores")
-    p.add_argument("--tower", default="expert", help="tower of the heads")
-    p.add_argument("--top", type=int, default=12, help="number of heads")
+    p.add_argument(
+        "--tower", nargs="+", default=["expert"], help="tower of the heads, or several (default: expert)"
+    )
+    p.add_argument("--top", type=int, default=12, help="number of heads, of each tower")
     p.add_argument(
         "--heads",
         help="by hand: expert.L3H5,expert.L4H0; or a heads file, ours or the published form (of --tower)",

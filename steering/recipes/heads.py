@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 from interp.errors import UsageError
-from steering.headset import HeadSet, generic_heads, random_heads, worst_heads
+from steering.headset import HeadSet, generic_heads, random_heads, united, worst_heads
 from steering.recipes.adaptation import Adaptation, Given
 from steering.slices import attach
 
@@ -21,14 +18,14 @@ def random_k(given: Given) -> Adaptation:
         random_heads(given.policy.spec, k, tower, given.seed, fingerprint)
         for tower, k in given.heads_per_tower().items()
     ]
-    return sliced(given, _united(parts))
+    return sliced(given, united(parts))
 
 
 def bottom_k(given: Given) -> Adaptation:
     if given.scores is None:
         raise UsageError("recipe bottom-k needs head scores: rank the heads first (`robosteer rank`)")
     parts = [worst_heads(given.scores, k, tower) for tower, k in given.heads_per_tower().items()]
-    return sliced(given, _united(parts))
+    return sliced(given, united(parts))
 
 
 def generic_k(given: Given) -> Adaptation:
@@ -43,7 +40,7 @@ def generic_k(given: Given) -> Adaptation:
             "others: leave that run out"
         )
     parts = [generic_heads(given.others, k, tower) for tower, k in given.heads_per_tower().items()]
-    return sliced(given, _united(parts))
+    return sliced(given, united(parts))
 
 
 def all_heads(given: Given) -> Adaptation:
@@ -64,11 +61,3 @@ def sliced(given: Given, heads: HeadSet) -> Adaptation:
         seed=given.seed,
     )
     return Adaptation(slices.groups(), heads, slices.merge, slices.remove)
-
-
-def _united(parts: Sequence[HeadSet]) -> HeadSet:
-    return replace(
-        parts[0],
-        heads=tuple(head for part in parts for head in part.heads),
-        scores=tuple(score for part in parts for score in part.scores),
-    )

@@ -22,7 +22,7 @@ from interp.heads import Head
 from steering.reproduce import published
 from steering.reproduce.contrast import Contrast, contrast, resolves
 from steering.reproduce.maps import read_profile
-from steering.reproduce.plan import BOTH_TOWERS, FEW, LORA_EVERYWHERE, MAIN, VLM, Arm
+from steering.reproduce.plan import BOTH, FEW, LORA_EVERYWHERE, MAIN, REACHING_VLM, VLM, Arm
 from steering.results import IN_DOMAIN, Entry
 from steering.stats import Interval
 
@@ -32,17 +32,18 @@ NOT_EXCLUDED = "not shown: an effect that matters is not excluded"
 OPPOSITE = "the opposite"
 NO_DATA = "not run yet"
 Kind = Literal["better", "as good"]
-MAIN_NAMES = tuple(arm.name for arm in (*MAIN, *BOTH_TOWERS))
+MAIN_NAMES = tuple(arm.name for arm in (*MAIN, *REACHING_VLM))
 BESIDES_LORA = (
     ("aligned", "lora"),
-    (VLM.name, "lora"),
+    (BOTH.name, "lora"),
     ("paper", "lora"),
+    (BOTH.name, LORA_EVERYWHERE.name),
     (VLM.name, LORA_EVERYWHERE.name),
     ("paper", LORA_EVERYWHERE.name),
 )
 """Chosen heads and the LoRA that they are compared with: LeRobot's, and one of every part, as the paper's is."""
-SAME_REACH = (("aligned", "lora"), (VLM.name, LORA_EVERYWHERE.name), ("paper", LORA_EVERYWHERE.name))
-"""Each with the LoRA that reaches the tower that it trains."""
+SAME_REACH = (("aligned", "lora"), (BOTH.name, LORA_EVERYWHERE.name), ("paper", LORA_EVERYWHERE.name))
+"""Each with the LoRA that reaches the towers that it trains."""
 CAUSAL = ("ablation", "patching", "atp")
 BY_CHANCE = 0.05
 """Share of heads that 95 % intervals set apart by chance, at most."""

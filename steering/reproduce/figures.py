@@ -50,8 +50,10 @@ LOOKS: Mapping[str, tuple[str, str]] = {
     "bottom-k": ("#18222d", "h"),
     "generic-k": ("#7b4fa3", "p"),
     "retain": ("#8c4a2f", "v"),
-    "aligned-vlm": ("#00436b", "<"),
-    "random-k-vlm": ("#4d4500", ">"),
+    "aligned-both": ("#003a66", "8"),
+    "aligned-vlm": ("#5b9bd5", "<"),
+    "random-k-both": ("#4d4500", "H"),
+    "random-k-vlm": ("#b8a94a", ">"),
     "lora-all-linear": ("#8f3300", "d"),
 }
 """Colour and marker of an arm."""

@@ -37,6 +37,7 @@ class Arm:
     by: str = "knn"
     """What chooses the heads (steering/reproduce/scores.py)."""
     tower: str = "expert"
+    """Whose heads; `both`: as many of the vlm as of the expert."""
     targets: LoraTargets = "lerobot"
     """What LoRA is put on, of arm `lora`."""
     demos: int | None = None
@@ -54,6 +55,10 @@ class Arm:
             "" if self.steps is None else f"steps{self.steps}",
         ]
         return "-".join([self.recipe, *filter(None, parts)])
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        return ("expert", "vlm") if self.tower == "both" else (self.tower,)
 
     @property
     def trained(self) -> bool:
@@ -192,12 +197,10 @@ MAIN = (
     ),
 )
 """The arms that the paper and its controls name: most train parts of the expert."""
-VLM, VLM_RANDOM, LORA_EVERYWHERE = (
-    Arm("aligned", tower="vlm"),
-    Arm("random-k", tower="vlm"),
-    Arm("lora", targets="all-linear"),
-)
-BOTH_TOWERS = (VLM, VLM_RANDOM, LORA_EVERYWHERE)
+VLM, VLM_RANDOM = Arm("aligned", tower="vlm"), Arm("random-k", tower="vlm")
+BOTH, BOTH_RANDOM = Arm("aligned", tower="both"), Arm("random-k", tower="both")
+LORA_EVERYWHERE = Arm("lora", targets="all-linear")
+REACHING_VLM = (BOTH, VLM, LORA_EVERYWHERE, BOTH_RANDOM, VLM_RANDOM)
 """Arms that reach the vlm, as what the paper compares does: heads there, chosen and random, and LoRA everywhere."""
 TRIED = (
     "lighting",
@@ -222,7 +225,7 @@ def _arms(recipes: Iterable[str], **changes: Any) -> tuple[Arm, ...]:
 FULL = Plan(
     "full",
     (
-        Study("success", "Does finetuning few heads help, against every control?", (*MAIN, *BOTH_TOWERS)),
+        Study("success", "Does finetuning few heads help, against every control?", (*MAIN, *REACHING_VLM)),
         Study(
             "methods",
             "With few heads to spend, does it matter how they are chosen?",
@@ -236,7 +239,7 @@ FULL = Plan(
         Study(
             "robustness",
             "What holds under perturbation, what is forgotten?",
-            (*MAIN, *BOTH_TOWERS),
+            (*MAIN, *REACHING_VLM),
             (IN_DOMAIN, *TRIED),
         ),
         Study(
@@ -290,7 +293,7 @@ FULL = Plan(
         Study(
             "tower",
             "Which tower?",
-            (BASE, Arm("aligned"), Arm("random-k"), VLM, VLM_RANDOM, Arm("lora"), LORA_EVERYWHERE),
+            (BASE, *_arms(("aligned", "random-k", "lora")), *REACHING_VLM),
         ),
     ),
 )

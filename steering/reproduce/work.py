@@ -20,6 +20,7 @@ from interp.policies import load_policy
 from interp.runs import Run, alone, read_json
 from interp.scores import HeadScores
 from steering.finetune import SUMMARY, finetune
+from steering.headset import united
 from steering.recipes import Recipe
 from steering.reproduce.plan import RETAINED, Arm, Job, Plan
 from steering.reproduce.scores import choose as choose_heads
@@ -85,10 +86,13 @@ def _tried_as_today(result: Result) -> bool:
 
 
 def scored(plan: Plan, arm: Arm, adapted: Adapted) -> HeadScores:
-    """The scores that choose the arm's heads."""
+    """The scores that choose the arm's heads, of all its towers."""
     run, demos = adapted
-    with alone(run.path / f".{arm.by}-{arm.tower}.lock"):
-        return head_scores(arm.by, load_policy(POLICY), demos, run, arm.tower, plan.settings)
+    found = []
+    for tower in arm.towers:
+        with alone(run.path / f".{arm.by}-{tower}.lock"):
+            found.append(head_scores(arm.by, load_policy(POLICY), demos, run, tower, plan.settings))
+    return replace(found[0], towers={name: tower for each in found for name, tower in each.towers.items()})
 
 
 def train(plan: Plan, work: Path, task: str, arm: Arm, seed: int) -> Path:
@@ -108,7 +112,7 @@ def train(plan: Plan, work: Path, task: str, arm: Arm, seed: int) -> Path:
             adapted.demos,
             recipe_of(plan, arm),
             job,
-            heads=choose_heads(arm.by, scores, adapted.run, arm.heads, arm.tower),
+            heads=united([choose_heads(arm.by, scores, adapted.run, arm.heads, t) for t in arm.towers]),
             scores=scores,
             others=[scored(plan, arm, prepare(work, t, seed, plan.demos_of(arm))) for t in others],
             seed=seed,
