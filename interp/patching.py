@@ -191,7 +191,7 @@ class Sides:
             )
 
 
-def check_effect(total: Float[np.ndarray, "pair *action"]) -> None:
+def check_effect(total: Float[np.ndarray, "pair ..."]) -> None:
     """There must be a total effect to have a share of. `total` is <D, D>, whole or by action dimension."""
     if np.sqrt(total.sum() / len(total)) < _ROUNDING:
         raise UsageError(

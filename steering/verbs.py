@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from interp.errors import UsageError
 from interp.verbs import check_device, demos_of, open_run, policy_of, takes_device
 from steering.export_verb import export, export_takes
 from steering.options import named_values
@@ -32,7 +33,7 @@ def select(a: Namespace) -> None:
     run = open_run(a.run)
     if a.heads and Path(a.heads).is_file():
         if len(a.tower) > 1:
-            raise UsageError(f"--tower {' '.join(a.tower)}: a heads file that names no tower is of one")
+            raise UsageError(f"--tower {' '.join(a.tower)}: a heads file is of one tower, or names them: give one")
         published = parse_heads(read_json(a.heads), a.tower[0], f"heads file {a.heads}")
         published.check(run.spec, run.policy, f"heads file {a.heads}")
         name = a.name or Path(a.heads).stem

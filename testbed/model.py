@@ -86,7 +86,7 @@ def tokenize(tokenizer: Any, instructions: Sequence[str]) -> tuple[torch.Tensor,
 def save_policy(
     model: PI0ForConditionalGeneration,
     directory: Path,
-    norm: Mapping[str, tuple[Float[np.ndarray, dim], Float[np.ndarray, dim]]],
+    norm: Mapping[str, tuple[Float[np.ndarray, " dim"], Float[np.ndarray, " dim"]]],
     card: Mapping[str, Any],
 ) -> None:
     """Write a pi0 directory: transformers' layout, tokenizer and `robosteer.json`."""

@@ -11,7 +11,17 @@ from steering.compare import compare_entries
 from steering.compare_report import points
 from steering.reproduce.claims import MAIN_NAMES, mean_of_logs, time_ratios
 from steering.reproduce.contrast import Contrast, contrast
-from steering.reproduce.plan import ADAPTING, FEW, FULL, LORA_EVERYWHERE, VLM, VLM_RANDOM, Arm
+from steering.reproduce.plan import (
+    ADAPTING,
+    BOTH,
+    BOTH_RANDOM,
+    FEW,
+    FULL,
+    LORA_EVERYWHERE,
+    VLM,
+    VLM_RANDOM,
+    Arm,
+)
 from steering.reproduce.published import CHOICE_MINUTES, MARGIN
 from steering.results import IN_DOMAIN, Entry
 from testbed.tasks import TARGETS
@@ -76,26 +86,35 @@ def _whether(entries: Sequence[Entry]) -> list[str]:
 
 
 def _which_tower(entries: Sequence[Entry]) -> list[str]:
-    """Heads of the vlm against heads of the expert: where that decides, what it costs, and whether the choice does."""
-    made = contrast(entries, VLM.name, "aligned")
+    """Heads of the vlm, or of both towers, against heads of the expert: where that decides, what it costs, and whether
+    the choice does there."""
+    of = {VLM: "the vlm", BOTH: "both towers"}
+    said = [
+        _instead(entries, arm, control, of[arm]) for arm, control in ((BOTH, BOTH_RANDOM), (VLM, VLM_RANDOM))
+    ]
+    return [sentence for sentence in said if sentence]
+
+
+def _instead(entries: Sequence[Entry], arm: Arm, control: Arm, towers: str) -> str:
+    made = contrast(entries, arm.name, "aligned")
     if made is None:
-        return []
+        return ""
     words = {
-        "better": "Choose heads of the vlm, not of the expert",
-        "worse": "Choose heads of the expert, not of the vlm",
-        "the same": "Heads of the vlm do as well as the expert's",
-        "open": "Heads of the vlm have not been shown to be better than the expert's, nor worse",
+        "better": f"Choose heads of {towers}, not of the expert alone",
+        "worse": f"Choose heads of the expert rather than of {towers}",
+        "the same": f"Heads of {towers} do as well as the expert's",
+        "open": f"Heads of {towers} have not been shown to be better than the expert's, nor worse",
     }
-    said = f"{words[made.finding(MARGIN)]}: `{VLM.name}` less `aligned` is {_of(made)}"
-    by_task = [c for task in made.tasks if (c := contrast(entries, VLM.name, "aligned", tasks=[task]))]
-    for word, found in (("better", "better"), ("worse", "worse")):
-        if there := [c for c in by_task if c.finding(MARGIN) == found]:
-            said += f", {word} on {_tasks(there)}"
-    if ratios := time_ratios(entries, VLM.name, "aligned"):
+    said = f"{words[made.finding(MARGIN)]}: `{arm.name}` less `aligned` is {_of(made)}"
+    by_task = [c for task in made.tasks if (c := contrast(entries, arm.name, "aligned", tasks=[task]))]
+    for finding in ("better", "worse"):
+        if there := [c for c in by_task if c.finding(MARGIN) == finding]:
+            said += f", {finding} on {_tasks(there)}"
+    if ratios := time_ratios(entries, arm.name, "aligned"):
         said += f"; a training takes {mean_of_logs(ratios).value:.1f} times as long"
-    if control := contrast(entries, VLM.name, VLM_RANDOM.name):
-        said += f". Chosen less random ones there: {_of(control)}"
-    return [f"{said}."]
+    if against := contrast(entries, arm.name, control.name):
+        said += f". Chosen less random ones there: {_of(against)}"
+    return f"{said}."
 
 
 def _more_than_heads(entries: Sequence[Entry]) -> list[str]:
@@ -222,8 +241,8 @@ def _how_to_choose(entries: Sequence[Entry]) -> list[str]:
 
 
 def _against_lora(entries: Sequence[Entry]) -> list[str]:
-    """LeRobot's, and one that reaches the vlm as heads there do."""
-    pairs = (("aligned", "lora"), (VLM.name, "lora"), (VLM.name, LORA_EVERYWHERE.name))
+    """LeRobot's, and one that reaches as far as heads of both towers."""
+    pairs = (("aligned", "lora"), (BOTH.name, "lora"), (BOTH.name, LORA_EVERYWHERE.name))
     return [said for arm, lora in pairs for said in _against(entries, arm, lora)]
 
 

@@ -35,7 +35,19 @@ from steering.reproduce.claims import (
 )
 from steering.reproduce.contrast import Contrast, contrast
 from steering.reproduce.coverage import Covered, coverage
-from steering.reproduce.plan import ADAPTING, FEW, HEADS, LORA_EVERYWHERE, VLM, VLM_RANDOM, Arm, Plan, Study
+from steering.reproduce.plan import (
+    ADAPTING,
+    BOTH,
+    BOTH_RANDOM,
+    FEW,
+    HEADS,
+    LORA_EVERYWHERE,
+    VLM,
+    VLM_RANDOM,
+    Arm,
+    Plan,
+    Study,
+)
 from steering.reproduce.published import MARGIN, TRIALS
 from steering.results import IN_DOMAIN, Entry
 from testbed.tasks import TARGETS
@@ -170,9 +182,9 @@ def _opening(plan: Plan) -> str:
         "sentence and no number is typed. The claims are those of *Robotic Steering* (Mitra et al., arXiv 2511.22697), "
         "made with a real arm; here a small policy (tiny-pi0) repeats them on a simulated tabletop. `aligned` trains "
         f"the query rows and output columns of the {HEADS} heads of the action expert that k-NN ranks best, "
-        f"`{VLM.name}` of the vlm's; `paper` trains what the published code trains; docs/recipes.md describes the "
-        "other arms. Rates are percent, differences are points with paired 95 % intervals in brackets; n counts paired "
-        "rollouts. A difference matters "
+        f"`{VLM.name}` of the vlm's, `{BOTH.name}` both; `paper` trains what the published code trains; "
+        "docs/recipes.md describes the other arms. Rates are percent, differences are points with paired 95 % "
+        "intervals in brackets; n counts paired rollouts. A difference matters "
         f"here if it is as large as the smaller mean advantage over LoRA that the paper claims: {100 * MARGIN:.3g} "
         "points."
     )
@@ -252,7 +264,7 @@ def choice_contrasts(entries: Sequence[Entry]) -> list[Contrast]:
         pairs += [(causal, Arm("random-k", heads=FEW).name, ADAPTING), (causal, few.name, ADAPTING)]
     pairs += [(Arm("aligned", heads=k).name, Arm("random-k", heads=k).name, ADAPTING) for k in (2, 8, 24)]
     pairs += [(Arm("aligned", demos=d).name, Arm("random-k", demos=d).name, ADAPTING) for d in (1, 5, 10, 40)]
-    pairs += [(VLM.name, VLM_RANDOM.name, None), (VLM.name, "aligned", None)]
+    pairs += [(arm.name, control.name, None) for arm, control in ((BOTH, BOTH_RANDOM), (VLM, VLM_RANDOM))]
     made = (contrast(entries, arm, other, tasks=tasks) for arm, other, tasks in pairs)
     return [c for c in made if c is not None]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def reproduce(a: Namespace) -> None:
-    """Repeat the paper's experiments in simulation: five tasks, fourteen arms, three seeds, and what depends on what.
+    """Repeat the paper's experiments in simulation: five tasks, sixteen arms, three seeds, and what depends on what.
     Stop it at any moment; the same command goes on."""
     from steering.reproduce.experiment import run, run_maps
     from steering.reproduce.plan import PLANS

@@ -95,6 +95,22 @@ def test_published_heads_that_the_run_lacks_or_that_are_dead_are_refused(
     assert not run.selections
 
 
+def test_as_many_heads_of_each_tower_are_one_selection(
+    policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demos = {"fingerprint": "demos-1"}
+    run = Run.create(tmp_path / "run", policy=policy.fingerprint, source="x", spec=policy.spec, data=demos)
+    words = ["select", "--run", str(run.path), "--tower", "vlm", "expert"]
+    assert robosteer.main([*words, "--by", "random", "--top", "2", "--name", "two"]) == 0
+    chosen = read_heads(run.selections["two"], policy)
+    assert [head.tower for head in chosen.heads] == ["vlm", "vlm", "expert", "expert"]
+    alone = [random_heads(policy.spec, 2, tower, 0).heads for tower in ("vlm", "expert")]
+    assert chosen.heads == (*alone[0], *alone[1])
+    (tmp_path / "h.json").write_text(json.dumps({"trainable_head_indices": [[0, 0]]}))
+    assert robosteer.main([*words, "--heads", str(tmp_path / "h.json")]) == 2
+    assert "--tower vlm expert: a heads file is of one tower" in capsys.readouterr().err
+
+
 def test_sets_of_two_towers_have_no_ambiguous_published_form(tmp_path: Path) -> None:
     path = write_heads(tmp_path / "h.json", HeadSet((Head("vlm", 0, 0), Head("expert", 0, 0))))
     assert "trainable_head_indices" not in json.loads(path.read_text())

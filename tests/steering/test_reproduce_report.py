@@ -109,7 +109,7 @@ def test_effects_that_are_there_are_found_with_their_size(found: dict[str, Claim
     assert lighting.verdict == OPPOSITE
     assert lighting.effect is not None
     assert lighting.effect.value == pytest.approx(-0.2)
-    for pair in ("aligned - lora", "aligned-vlm - lora-all-linear", "paper - lora-all-linear"):
+    for pair in ("aligned - lora", "aligned-both - lora-all-linear", "paper - lora-all-linear"):
         assert the(found, f"{pair}, form").verdict == REPRODUCES
     assert the(found, "heads chosen on the other tasks do worse").verdict == NOT_SHOWN
     assert the(found, "as good as by causal mediation").verdict == REPRODUCES
@@ -230,12 +230,12 @@ def test_advice_says_where_more_than_heads_is_needed_and_whose_heads_not_to_take
     [
         (
             0.9,
-            "Choose heads of the vlm, not of the expert: `aligned-vlm` less `aligned` is +12 [+9, +15] points "
+            "Choose heads of the vlm, not of the expert alone: `aligned-vlm` less `aligned` is +12 [+9, +15] points "
             "(n = 200, 5 tasks), better on pick-cube (+60 [+45, +75]); a training takes 1.5 times as long. Chosen less "
             "random ones there: +0 ",
         ),
         (0.3, "Heads of the vlm do as well as the expert's: `aligned-vlm` less `aligned` is +0 [+0, +0]"),
-        (0.0, "Choose heads of the expert, not of the vlm: `aligned-vlm` less `aligned` is -6"),
+        (0.0, "Choose heads of the expert rather than of the vlm: `aligned-vlm` less `aligned` is -6"),
     ],
 )
 def test_advice_says_which_tower(tmp_path: Path, vlm: float, said: str) -> None:
@@ -294,10 +294,10 @@ def test_advice_says_what_more_than_heads_pays_elsewhere(tmp_path: Path, dark: f
 
 def test_coverage_counts_cells_of_the_plan(entries: list[Entry]) -> None:
     done = {c.study: c for c in coverage(PLAN, entries)}
-    assert (done["success"].done, done["success"].planned) == (135, 13 * 5 * 2 + 5)
+    assert (done["success"].done, done["success"].planned) == (155, 15 * 5 * 2 + 5)
     assert done["success"].seeds == (0, 1)
     first = [e for e in entries if e.result.settings.get("seed") != 1]
-    assert {c.study: c for c in coverage(PLAN, first)}["success"].done == 70
+    assert {c.study: c for c in coverage(PLAN, first)}["success"].done == 80
     assert all(c.done == 0 for c in coverage(replace(PLAN, n=41), entries))  # too few rollouts are not done
 
 
@@ -306,7 +306,7 @@ def test_partial_results_give_a_report_that_says_what_is_missing(tmp_path: Path)
     page = report(PLAN, read_records(write_results(tmp_path, part, known)), tmp_path)
     assert f"| aligned - lora | +16.5 (pi0) and +7 (pi0.5) |  |  | **{NO_DATA}** |" in page
     assert "One training seed" in page
-    assert "15 of 135" in page
+    assert "15 of 155" in page
     base = PLAN.only(arms=["base"])
     shutil.rmtree(tmp_path)
     page = report(PLAN, read_records(write_results(tmp_path, base, known)), tmp_path)
