@@ -33,7 +33,9 @@ def select(a: Namespace) -> None:
     run = open_run(a.run)
     if a.heads and Path(a.heads).is_file():
         if len(a.tower) > 1:
-            raise UsageError(f"--tower {' '.join(a.tower)}: a heads file is of one tower, or names them: give one")
+            raise UsageError(
+                f"--tower {' '.join(a.tower)}: a heads file is of one tower, or names them: give one"
+            )
         published = parse_heads(read_json(a.heads), a.tower[0], f"heads file {a.heads}")
         published.check(run.spec, run.policy, f"heads file {a.heads}")
         name = a.name or Path(a.heads).stem
