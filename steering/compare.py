@@ -33,9 +33,12 @@ from steering.suites import SUITES
 from testbed.tasks import TASKS
 
 ARMS = (
-    "base", "aligned", "paper", "all-heads", "lora", "full", "ffn-only", "random-k", "bottom-k", "generic-k", "retain",
-)  # fmt: skip
-"""The order in which arms are listed; others follow by name."""
+    "base",
+    *("aligned", "all-heads", "random-k", "bottom-k", "generic-k", "retain"),
+    *("aligned-both", "random-k-both", "aligned-vlm", "random-k-vlm"),
+    *("paper", "ffn-only", "lora", "lora-all-linear", "full"),
+)
+"""The order in which arms are listed: heads of the expert, of the vlm, more than heads; others follow by name."""
 TRIALS = ("visual", "linguistic", "physical", "unseen", "pretraining")
 
 
