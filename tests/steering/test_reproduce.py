@@ -329,3 +329,26 @@ def test_suites_of_one_arm_are_of_one_policy(tmp_path: Path) -> None:
     assert "pi0-another" not in {r.policy for r in found}
     together = best_add(Run.open(run_path(tmp_path / "work", "press-button-hard", 0, 2)), 3)
     assert found[0].heads == tuple(map(str, together.heads))
+
+
+@pytest.mark.slow
+def test_arms_that_reach_the_vlm_train_what_they_say(tmp_path: Path) -> None:
+    arms = (
+        Arm("aligned", heads=3, tower="both"),
+        Arm("random-k", heads=3, tower="both"),
+        Arm("lora", targets="all-linear"),
+    )
+    plan = Plan(
+        "quick", (Study("s", "?", arms, tasks=("press-button-hard",)),), seeds=(0,), n=1, demos=2, steps=1
+    )
+    chosen, drawn, everywhere = (perform(plan, tmp_path, job)[0] for job in plan.jobs())
+    scores = Run.open(run_path(tmp_path, "press-button-hard", 0, 2))
+    best = [str(h) for t in ("expert", "vlm") for h in scores.read_scores(f"knn-{t}").best(3, t)]
+    assert chosen.name == "aligned-both-k3"
+    assert list(chosen.heads or ()) == best
+    assert [head[0] for head in drawn.heads or ()] == list("eeevvv")
+    assert {name.split()[0] for name in chosen.trainable_parameters} == {"expert", "vlm"}
+    assert everywhere.name == "lora-all-linear"
+    assert everywhere.settings["recipe"]["lora_targets"] == "all-linear"
+    assert set(everywhere.trainable_parameters) == {"lora expert", "lora vlm"}
+    assert all(done(plan, tmp_path, job) for job in plan.jobs())
