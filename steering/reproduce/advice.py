@@ -29,6 +29,9 @@ from testbed.tasks import TARGETS
 ELSEWHERE = ("lighting", "form", "distractors", "paraphrase", "pose-shift", "unseen", "pretraining")
 """Suites, and groups of them, on which whoever is trained for a task is tried besides."""
 
+_HEADS_ALONE = frozenset(arm.name for arm in (BOTH, BOTH_RANDOM, VLM, VLM_RANDOM))
+"""Arms that train no more than heads, some of the vlm."""
+
 
 def advice(entries: Sequence[Entry]) -> list[str]:
     """The most important first."""
@@ -118,27 +121,40 @@ def _instead(entries: Sequence[Entry], arm: Arm, control: Arm, towers: str) -> s
 
 
 def _more_than_heads(entries: Sequence[Entry]) -> list[str]:
-    """Arms that train more and win more, on all tasks that the chosen heads were tried on."""
-    whole = contrast(entries, "aligned", "base")
+    """Arms that train more than heads and win more than the best of those, on all tasks that these were tried on."""
+    both = contrast(entries, BOTH.name, "aligned")
+    of = BOTH.name if both is not None and both.finding(MARGIN) == "better" else "aligned"
+    whole = contrast(entries, of, "base")
     more = [
         c
         for arm in _arms_of(entries)
-        if _trained(entries, arm) > _trained(entries, "aligned")
-        and (c := contrast(entries, arm, "aligned"))
+        if arm not in _HEADS_ALONE
+        and _trained(entries, arm) > _trained(entries, of)
+        and (c := contrast(entries, arm, of))
         and whole is not None
         and c.tasks == whole.tasks
-        and c.finding(MARGIN) == "better"
     ]
-    if not more:
-        return []
     more.sort(key=lambda c: -c.difference.value)
-    said = f"If memory and time do not matter, train more: {_arms(more)}, each less `aligned`"
-    return [f"{said}; {_elsewhere(entries, [c.arm for c in more])}."]
+    if better := [c for c in more if c.finding(MARGIN) == "better"]:
+        said = f"If memory and time do not matter, train more: {_arms(better)}, each less `{of}`"
+        return [f"{said}; {_elsewhere(entries, [c.arm for c in better], of)}."]
+    if more:
+        times = _trained(entries, more[0].arm) / _trained(entries, of)
+        unsure = more[0].finding(MARGIN) == "open"
+        said = (
+            "Training more than heads has not been shown to win more"
+            if unsure
+            else "Train no more than heads"
+        )
+        return [
+            f"{said}: the best that does, {_arms(more[:1])} against `{of}`, has {times:.3g} times as many parameters."
+        ]
+    return []
 
 
-def _elsewhere(entries: Sequence[Entry], arms: Sequence[str]) -> str:
-    """What arms lose against the chosen heads under other conditions than those that they were trained for."""
-    made = [c for arm in arms for where in ELSEWHERE if (c := contrast(entries, arm, "aligned", where))]
+def _elsewhere(entries: Sequence[Entry], arms: Sequence[str], of: str) -> str:
+    """What arms lose against chosen heads under other conditions than those that they were trained for."""
+    made = [c for arm in arms for where in ELSEWHERE if (c := contrast(entries, arm, of, where))]
     if not made:
         return "what that costs under other conditions was not measured"
     places = ", ".join(dict.fromkeys(c.where for c in made))
@@ -251,7 +267,10 @@ def _against(entries: Sequence[Entry], arm: str, lora: str) -> list[str]:
     if made is None:
         return []
     name = "LoRA" if lora == "lora" else f"`{lora}`"
-    cheaper = f"it trains {_trained(entries, lora) / _trained(entries, arm):.2f} times fewer parameters"
+    times = _trained(entries, lora) / _trained(entries, arm)
+    cheaper = f"it trains {times:.2f} times fewer parameters"
+    if times < 1:
+        cheaper = f"it trains {1 / times:.2f} times as many parameters"
     words = {
         "better": f"Prefer `{arm}` to {name}: {_of(made)}",
         "worse": f"Prefer {name}: `{arm}` against it is {_of(made)}",
@@ -322,10 +341,11 @@ def _what_it_costs_elsewhere(entries: Sequence[Entry]) -> list[str]:
         f"Expect to lose pretraining tasks: {_arms(worst)}, against the base; `{least.arm}` keeps most "
         f"({points(least.difference)})."
     ]
-    made = contrast(entries, "aligned", "lora", "pretraining")
-    if made is not None and made.finding(MARGIN) in ("better", "worse"):
-        less = "less" if made.finding(MARGIN) == "better" else "more"
-        said.append(f"Finetuning few heads forgets {less} than LoRA: {_of(made)} on the pretraining tasks.")
+    for arm, lora in (("aligned", "lora"), (BOTH.name, LORA_EVERYWHERE.name)):
+        made = contrast(entries, arm, lora, "pretraining")
+        if made is not None and made.finding(MARGIN) in ("better", "worse"):
+            less = "less" if made.finding(MARGIN) == "better" else "more"
+            said.append(f"`{arm}` forgets {less} than `{lora}`: {_of(made)} on the pretraining tasks.")
     return said
 
 

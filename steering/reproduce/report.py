@@ -23,6 +23,7 @@ from steering.compare_report import (
     rate_and_points,
 )
 from steering.reproduce.advice import advice, headlines
+from steering.reproduce.choice import choice_table
 from steering.reproduce.claims import (
     MAIN_NAMES,
     NO_DATA,
@@ -33,18 +34,12 @@ from steering.reproduce.claims import (
     Claim,
     claims,
 )
-from steering.reproduce.contrast import Contrast, contrast
 from steering.reproduce.coverage import Covered, coverage
 from steering.reproduce.plan import (
-    ADAPTING,
     BOTH,
-    BOTH_RANDOM,
-    FEW,
     HEADS,
     LORA_EVERYWHERE,
     VLM,
-    VLM_RANDOM,
-    Arm,
     Plan,
     Study,
 )
@@ -55,9 +50,6 @@ from testbed.tasks import TARGETS
 _UNLIKE = (
     "Rows of unlike seeds are not to be compared: contrasts, below, take the seeds that both arms have. "
 )
-CONTROLS = ("random-k", "bottom-k", "generic-k", "all-heads")
-SLICED = ("aligned", "retain")
-"""With the controls: arms that train heads of the expert and nothing else."""
 ABLATIONS = ("heads", "methods", "knn", "tower", "demos", "steps")
 
 
@@ -252,79 +244,6 @@ def success_table(entries: Sequence[Entry]) -> Table:
         "An empty cell was not run; a mean needs all tasks."
     )
     return Table("Success", ("arm", *tasks, "mean", "seeds", "trained parameters"), tuple(rows), note)
-
-
-def choice_contrasts(entries: Sequence[Entry]) -> list[Contrast]:
-    """Chosen heads against every other choice, for every number of heads and of demonstrations that was tried."""
-    few = Arm("aligned", heads=FEW)
-    pairs = [(Arm("aligned").name, control, tasks) for control in CONTROLS for tasks in (None, ADAPTING)]
-    pairs += [(few.name, Arm(c, heads=FEW).name, ADAPTING) for c in ("random-k", "bottom-k")]
-    for by in ("best-add", "ablation", "patching", "atp"):
-        causal = Arm("aligned", heads=FEW, by=by).name
-        pairs += [(causal, Arm("random-k", heads=FEW).name, ADAPTING), (causal, few.name, ADAPTING)]
-    pairs += [(Arm("aligned", heads=k).name, Arm("random-k", heads=k).name, ADAPTING) for k in (2, 8, 24)]
-    pairs += [(Arm("aligned", demos=d).name, Arm("random-k", demos=d).name, ADAPTING) for d in (1, 5, 10, 40)]
-    pairs += [(arm.name, control.name, None) for arm, control in ((BOTH, BOTH_RANDOM), (VLM, VLM_RANDOM))]
-    made = (contrast(entries, arm, other, tasks=tasks) for arm, other, tasks in pairs)
-    return [c for c in made if c is not None]
-
-
-def choice_table(entries: Sequence[Entry]) -> Table:
-    rows: list[tuple[str, ...]] = [
-        (
-            f"{c.arm} - {c.other}",
-            "all" if len(c.tasks) > len(ADAPTING) else ", ".join(c.tasks),
-            points(c.difference),
-            c.size,
-            c.finding(MARGIN),
-            _excluded(c),
-        )
-        for c in choice_contrasts(entries)
-    ]
-    note = (
-        f"{_left_out(entries)} The same: every difference of {100 * MARGIN:.3g} points or more is excluded. Open: "
-        f"neither zero nor that is. `k{FEW}` trains {FEW} heads instead of {HEADS}.{_draws(entries)}"
-    )
-    if not rows:
-        rows = [("no choice of heads was run against another yet", "", "", "", "", "")]
-    return Table(
-        "Choice", ("compared", "tasks", "difference", "n", "finding", "excluded with 95 %"), tuple(rows), note
-    )
-
-
-def _left_out(entries: Sequence[Entry]) -> str:
-    """Why some rows leave tasks out, as far as the records bear it out."""
-    tasks = [task for task in TARGETS if task not in ADAPTING]
-    said = f"Some rows leave out {' and '.join(tasks)}: "
-    helped = [
-        c
-        for task in tasks
-        for arm in (*SLICED, *CONTROLS)
-        if (c := contrast(entries, arm, "base", tasks=[task])) and c.difference.low > 0
-    ]
-    if not helped:
-        return f"{said}no arm that trains nothing but heads of the expert helps there, whichever these are."
-    named = ", ".join(f"`{c.arm}` on {c.tasks[0]} {points(c.difference)}" for c in helped)
-    return f"{said}few arms that train nothing but heads of the expert help there ({named})."
-
-
-def _draws(entries: Sequence[Entry]) -> str:
-    """How often heads were drawn: a seed's draw is the same on all tasks, which an interval of one seed cannot know."""
-    drawn: dict[str, set[tuple[str, ...]]] = {}
-    for e in entries:
-        if e.result.arm == "random-k" and e.result.heads:
-            drawn.setdefault(e.arm, set()).add(e.result.heads)
-    if not drawn:
-        return ""
-    counts = ", ".join(f"{len(sets)} of `{arm}`" for arm, sets in sorted(drawn.items()))
-    return (
-        f" Random heads are drawn once a seed, for all tasks: draws, {counts}. One draw may be a lucky one."
-    )
-
-
-def _excluded(c: Contrast) -> str:
-    low, high = 100 * c.difference.low, 100 * c.difference.high
-    return f"gains above {max(high, 0):.0f}, losses above {max(-low, 0):.0f}"
 
 
 def _trials(compared: Comparison) -> str:

@@ -52,7 +52,7 @@ def _result(task: str, arm: Arm, seed: int, name: str, rate: float, n: int) -> R
     trained = arm.trained
     counts = {"full": 3_300_000, "all-heads": 260_000, "paper": 280_000, "ffn-only": 170_000}
     lora = {"lerobot": 68_000, "all-linear": 600_000}[arm.targets]
-    count = lora if arm.recipe == "lora" else counts.get(arm.recipe, 4_000 * arm.heads)
+    count = lora if arm.recipe == "lora" else counts.get(arm.recipe, 4_000 * arm.heads * len(arm.towers))
     heads = None
     if trained and arm.recipe not in ("lora", "full", "ffn-only"):
         number = LIVE if arm.recipe == "all-heads" else arm.heads

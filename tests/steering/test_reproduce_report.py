@@ -18,13 +18,14 @@ from interp.factors.profile import Profile
 from interp.heads import Head
 from steering.reproduce import claims, figures, maps, published
 from steering.reproduce.advice import advice
+from steering.reproduce.choice import choice_contrasts
 from steering.reproduce.claims import NO_DATA, NOT_EXCLUDED, NOT_SHOWN, OPPOSITE, REPRODUCES, Claim, verdict
 from steering.reproduce.contrast import Contrast, contrast, finding
 from steering.reproduce.coverage import coverage
 from steering.reproduce.plan import FULL, Plan
 from steering.reproduce.publish import END, START, publish, renew
 from steering.reproduce.records import read_records
-from steering.reproduce.report import choice_contrasts, report
+from steering.reproduce.report import report
 from steering.results import Entry
 from steering.stats import Interval
 from testbed.tasks import TARGETS
@@ -245,6 +246,29 @@ def test_advice_says_which_tower(tmp_path: Path, vlm: float, said: str) -> None:
     plan = PLAN.only(studies=["success"], seeds=[0])
     found = advice(read_records(write_results(tmp_path, plan, rate)))
     assert any(sentence.startswith(said) for sentence in found), found
+
+
+@pytest.mark.parametrize(
+    ("full", "said"),
+    [
+        (
+            0.9,
+            "If memory and time do not matter, train more: `full` +10 [+6, +14], each less `aligned-both`; what that",
+        ),
+        (
+            0.8,
+            "Train no more than heads: the best that does, `full` +0 [+0, +0] against `aligned-both`, has 34.4 times",
+        ),
+    ],
+)
+def test_more_than_heads_is_compared_with_the_best_heads(tmp_path: Path, full: float, said: str) -> None:
+    def rate(arm: str, task: str, suite: str) -> float:
+        return {"base": 0.3, "aligned-both": 0.8, "full": full, "random-k-both": 0.9}.get(arm, 0.5)
+
+    plan = PLAN.only(studies=["success"], seeds=[0])
+    found = advice(read_records(write_results(tmp_path, plan, rate)))
+    (one,) = (sentence for sentence in found if sentence.startswith(said))
+    assert "random-k-both" not in one
 
 
 def test_advice_says_at_which_length_few_heads_and_lora_part(tmp_path: Path) -> None:
