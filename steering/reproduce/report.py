@@ -247,22 +247,30 @@ def success_table(entries: Sequence[Entry]) -> Table:
 
 
 def _trials(compared: Comparison) -> str:
+    """Means of arms that were tried on all tasks and suites that any was: others do not compare."""
     suites = compared.suites
     if not suites:
         return "Not run yet."
+    tried = {
+        arm.arm: {(c.task, c.suite) for c in compared.cells if c.arm == arm.arm and c.suite != IN_DOMAIN}
+        for arm in compared.arms
+    }
+    everything = set().union(*tried.values())
+    whole = [arm for arm in compared.arms if arm.arm == "base" or tried[arm.arm] == everything]
     rows = [
         (
             arm.arm,
             *(rate_and_points(arm.suites.get(suite)) for suite in suites),
             _drop(arm.trials.get("visual")),
         )
-        for arm in compared.arms
-        if arm.suites
+        for arm in whole
     ]
     note = (
         "Mean over the tasks adapted to; difference to the base under the same suite. On pretraining tasks "
         "(`forgetting`) a negative difference is what was forgotten. Drop: visual suites less in-domain."
     )
+    if left := [arm.arm for arm in compared.arms if arm not in whole]:
+        note += f" Not tried under all of it yet: {', '.join(left)}."
     return markdown_table(Table("Trials", ("arm", *suites, "visual drop"), tuple(rows), note))
 
 

@@ -338,6 +338,18 @@ def test_partial_results_give_a_report_that_says_what_is_missing(tmp_path: Path)
     assert "Study `methods`: not run yet." in page
 
 
+def test_an_arm_that_was_not_tried_everywhere_is_named_and_not_averaged(tmp_path: Path) -> None:
+    plan = PLAN.only(studies=["robustness"], arms=["base", "aligned", "full"], seeds=[0])
+    entries = read_records(write_results(tmp_path, plan, known))
+    tried = report(plan, entries, tmp_path).split("## Under perturbation")[1].split("\n## ")[0]
+    assert "| full |" in tried
+    assert "Not tried" not in tried
+    part = [e for e in entries if (e.arm, e.result.task, e.result.suite) != ("full", "pick-cube", "lighting")]
+    tried = report(plan, part, tmp_path).split("## Under perturbation")[1].split("\n## ")[0]
+    assert "| full |" not in tried
+    assert "Not tried under all of it yet: full." in tried
+
+
 def _leftmost(drawing: Path) -> float:
     """Where the text that begins farthest to the left begins, in the drawing's units."""
     groups = [g for g in ElementTree.parse(drawing).iter() if g.get("id", "").startswith("text_")]
