@@ -50,10 +50,10 @@ LOOKS: Mapping[str, tuple[str, str]] = {
     "bottom-k": ("#18222d", "h"),
     "generic-k": ("#7b4fa3", "p"),
     "retain": ("#8c4a2f", "v"),
-    "aligned-both": ("#003a66", "8"),
+    "aligned-both": ("#1f3fff", "s"),
     "aligned-vlm": ("#5b9bd5", "<"),
-    "random-k-both": ("#4d4500", "H"),
-    "random-k-vlm": ("#b8a94a", ">"),
+    "random-k-both": ("#b39b00", "s"),
+    "random-k-vlm": ("#b39b00", ">"),
     "lora-all-linear": ("#8f3300", "d"),
 }
 """Colour and marker of an arm."""
