@@ -18,6 +18,7 @@ from steering.reproduce.plan import (
     FEW,
     FULL,
     LORA_EVERYWHERE,
+    REACHING_VLM,
     VLM,
     VLM_RANDOM,
     Arm,
@@ -29,7 +30,7 @@ from testbed.tasks import TARGETS
 ELSEWHERE = ("lighting", "form", "distractors", "paraphrase", "pose-shift", "unseen", "pretraining")
 """Suites, and groups of them, on which whoever is trained for a task is tried besides."""
 
-_HEADS_ALONE = frozenset(arm.name for arm in (BOTH, BOTH_RANDOM, VLM, VLM_RANDOM))
+_HEADS_ALONE = frozenset(arm.name for arm in REACHING_VLM if arm != LORA_EVERYWHERE)
 """Arms that train no more than heads, some of the vlm."""
 
 

@@ -88,10 +88,10 @@ def _tried_as_today(result: Result) -> bool:
 def scored(plan: Plan, arm: Arm, adapted: Adapted) -> HeadScores:
     """The scores that choose the arm's heads, of all its towers."""
     run, demos = adapted
-    found = []
+    policy, found = load_policy(POLICY), []
     for tower in arm.towers:
         with alone(run.path / f".{arm.by}-{tower}.lock"):
-            found.append(head_scores(arm.by, load_policy(POLICY), demos, run, tower, plan.settings))
+            found.append(head_scores(arm.by, policy, demos, run, tower, plan.settings))
     return replace(found[0], towers={name: tower for each in found for name, tower in each.towers.items()})
 
 

@@ -103,9 +103,8 @@ def test_a_copy_normalises_by_relative_actions(
     normalised = policy.normalise_actions(actions, states).double()
     assert (relative - actions).abs().mean() > 0.1  # or absolute statistics would do
     flat = normalised.flatten(0, 1)
-    if (
-        directory.name == "pi05"
-    ):  # the 1st and 99th percentile become -1 and 1; LeRobot's come from a histogram
+    if directory.name == "pi05":
+        # The 1st and 99th percentile become -1 and 1; LeRobot's come from a histogram.
         for at, share in ((-1.0, 0.01), (1.0, 0.99)):
             found = flat.quantile(share, dim=0)
             torch.testing.assert_close(found, torch.full_like(found, at), atol=0.1, rtol=0)
