@@ -1,4 +1,4 @@
-"""How much of a plan there are results for: a report says so before it says anything else."""
+"""How much of a plan there are results for: a report says so before it says anything else; and which arms compare."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from steering.reproduce.plan import Plan
-from steering.results import Entry
+from steering.results import IN_DOMAIN, Entry
 
 
 @dataclass(frozen=True)
@@ -42,3 +42,16 @@ def coverage(plan: Plan, entries: Iterable[Entry]) -> list[Covered]:
         done = len(there) - len(fewer)
         found.append(Covered(study.name, study.question, len(cells), done, seeds, len(fewer), tuple(fewer)))
     return found
+
+
+def partly_tried(entries: Iterable[Entry]) -> list[str]:
+    """Arms not tried on every task and suite that the most tried arm was: means over these do not compare.
+
+    Arms that were tried in-domain alone are among them; the base, which is not trained, is not.
+    """
+    places: dict[str, set[tuple[str, str]]] = {}
+    for e in entries:
+        beyond = {(e.result.task, e.result.suite)} if e.result.suite != IN_DOMAIN else set()
+        places.setdefault(e.arm, set()).update(beyond)
+    everything = max(places.values(), key=len, default=set())
+    return sorted(arm for arm, tried in places.items() if arm != "base" and not tried >= everything)

@@ -34,7 +34,7 @@ from steering.reproduce.claims import (
     Claim,
     claims,
 )
-from steering.reproduce.coverage import Covered, coverage
+from steering.reproduce.coverage import Covered, coverage, partly_tried
 from steering.reproduce.plan import (
     BOTH,
     HEADS,
@@ -66,7 +66,8 @@ def report(plan: Plan, entries: Sequence[Entry], results: Path) -> str:
         "## The paper's claims\n\n" + markdown_table(claims_table(found)),
         "## Success\n\n" + markdown_table(success_table(entries)),
         "## Does it matter which heads?\n\n" + markdown_table(choice_table(entries)),
-        "## Under perturbation, on an unseen task, on the pretraining tasks\n\n" + _trials(compared),
+        "## Under perturbation, on an unseen task, on the pretraining tasks\n\n"
+        + _trials(compared, partly_tried(main)),
         "## What it costs\n\n"
         + markdown_table(cost_table(compared))
         + "\n\n"
@@ -246,30 +247,25 @@ def success_table(entries: Sequence[Entry]) -> Table:
     return Table("Success", ("arm", *tasks, "mean", "seeds", "trained parameters"), tuple(rows), note)
 
 
-def _trials(compared: Comparison) -> str:
-    """Means of arms that were tried on all tasks and suites that any was: others do not compare."""
+def _trials(compared: Comparison, left: Sequence[str]) -> str:
+    """Means of the arms that were tried under everything, and the names of those that are left out."""
     suites = compared.suites
     if not suites:
         return "Not run yet."
-    tried = {
-        arm.arm: {(c.task, c.suite) for c in compared.cells if c.arm == arm.arm and c.suite != IN_DOMAIN}
-        for arm in compared.arms
-    }
-    everything = set().union(*tried.values())
-    whole = [arm for arm in compared.arms if arm.arm == "base" or tried[arm.arm] == everything]
     rows = [
         (
             arm.arm,
             *(rate_and_points(arm.suites.get(suite)) for suite in suites),
             _drop(arm.trials.get("visual")),
         )
-        for arm in whole
+        for arm in compared.arms
+        if arm.arm not in left
     ]
     note = (
         "Mean over the tasks adapted to; difference to the base under the same suite. On pretraining tasks "
         "(`forgetting`) a negative difference is what was forgotten. Drop: visual suites less in-domain."
     )
-    if left := [arm.arm for arm in compared.arms if arm not in whole]:
+    if left:
         note += f" Not tried under all of it yet: {', '.join(left)}."
     return markdown_table(Table("Trials", ("arm", *suites, "visual drop"), tuple(rows), note))
 
