@@ -15,7 +15,8 @@ from typing import Any
 from app import raw
 from interp.errors import UsageError
 from interp.runs import Run
-from steering.compare import TRIALS, Arm, Cell, Comparison, Mean, compare
+from steering.cells import Cell, Mean
+from steering.compare import TRIALS, Arm, Comparison, compare
 from steering.results import IN_DOMAIN, Result, load_result
 from steering.stats import Interval
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steering.compare import TRIALS, Arm, Cell, Comparison, Mean
+from steering.cells import Cell, Mean
+from steering.compare import TRIALS, Arm, Comparison
 from steering.stats import Interval
 
 Figure = dict[str, Any]

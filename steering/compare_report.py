@@ -16,7 +16,8 @@ from pathlib import Path
 from interp.errors import unknown
 from interp.runs import write_atomic
 from steering import compare_figures
-from steering.compare import TRIALS, Arm, Cell, Comparison, Mean
+from steering.cells import Cell, Mean
+from steering.compare import TRIALS, Arm, Comparison
 from steering.results import IN_DOMAIN
 from steering.stats import Interval
 

@@ -6,9 +6,11 @@ from seed `seed0 + i`), so three questions arise:
 - how well is one arm's success rate known? `wilson`, the score interval of Wilson (JASA 1927), which keeps
   its coverage at the small n and extreme rates of robot evaluations, unlike p +- 1.96 sqrt(p(1-p)/n);
 - how much better is one arm than another? `paired_bootstrap`, which resamples *episodes*, never arms
-  separately: a layout that is hard for both arms says nothing about their difference;
+  separately: a layout that is hard for both arms says nothing about their difference. Where few layouts tell the arms
+  apart there is little to resample, so no interval of a difference is tighter than Newcombe's score interval of paired
+  rates (method 10 of Statistics in Medicine 17, 1998): four failures against none are not yet a difference;
 - how well do they do on the whole? `mean_bootstrap`, a mean over strata (tasks, suites) that are given, not drawn:
-  episodes are resampled within each, and training runs too where an arm was trained several times.
+  episodes are resampled within each, and the luck of training is added where an arm was trained several times.
 
 Axis names: episode, run (a training of the same recipe with another seed), resample. Rates and differences are
 fractions of one, differences are treated minus baseline.
@@ -17,14 +19,15 @@ fractions of one, differences are treated minus baseline.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
+from scipy.special import stdtrit
 
 from interp.errors import UsageError
 
@@ -75,8 +78,7 @@ def paired_bootstrap(
 
     Episode i of both arms must have started from the same state. An episode's difference is -1, 0 or +1, so
     drawing n episodes with replacement is drawing three counts from a multinomial: exact, and without an
-    [resamples, episode] array. With no discordant episode the interval has zero width; that says that the
-    arms agreed on every episode seen, not that they are equal.
+    [resamples, episode] array.
     """
     if len(treated) != len(baseline):
         raise UsageError(
@@ -92,7 +94,10 @@ def paired_bootstrap(
     )
     tail = _tail(confidence)
     low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [tail, 1 - tail])
-    return Interval(float(difference.mean()), float(low), float(high))
+    value = float(difference.mean())
+    arms = [np.asarray([arm], bool) for arm in (treated, baseline)]
+    below, above = _score_margins([arms[0]], [arms[1]], confidence)
+    return Interval(value, min(float(low), value - below), max(float(high), value + above))
 
 
 def mean_bootstrap(
@@ -101,57 +106,159 @@ def mean_bootstrap(
     *,
     layouts: Sequence[Hashable] | None = None,
     trainings: Sequence[Hashable] | None = None,
+    matched: Sequence[bool] | None = None,
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of the mean over strata of an arm's success rate, or of its difference to a baseline.
+    """Interval of the mean over strata of an arm's success rate, or of its difference to a baseline.
 
     Stratum k of both arms ran the same episodes in the same order. Strata weigh the same, whatever their size, and are
     not resampled: the interval speaks of these tasks, not of tasks as such. Episodes are resampled within a stratum,
-    for both arms alike; the runs of an arm are resampled where it has several, so that the luck of training counts.
-    With one run it does not, and nothing here can make up for that. R runs that are drawn with replacement spread too
-    little by (R - 1) / R, which is half for two: what a resample's runs differ from their mean is widened by the root
-    of its inverse (Davison and Hinkley 1997, 2.6.2; Rao and Wu 1988).
+    for both arms and all their runs alike. The luck of training counts where an arm has several runs; with one run it
+    does not, and nothing here can make up for that.
+
+    Runs and episodes are crossed, and resampling both would count the chance of a single rollout three times (Owen,
+    arXiv 0712.1111). So the variance between runs comes from the analysis of variance: what the runs' means vary, less
+    what rollouts alone make them vary, at least 0. Each resample adds a normal draw of it, and as few runs know it
+    badly, the spread is widened as a t quantile is, with Satterthwaite's degrees of freedom (Biometrics Bulletin 1946).
 
     Strata are not always independent: under several suites the same layouts are met, and the same trainings are tried.
-    Strata with equal `layouts` draw the same episodes, strata with equal `trainings` the same runs; by default every
-    stratum is on its own.
+    Strata with equal `layouts` draw the same episodes, strata with equal `trainings` have the same luck; by default
+    every stratum is on its own. Where `matched`, run r of both arms had the same luck (a seed that gave both their
+    demonstrations): what all arms owe to a seed is no difference between them.
     """
     if not treated or any(arm.size == 0 for arm in treated):
         raise UsageError("mean over strata: needs at least one stratum, each with at least one episode")
     if baseline is not None and [a.shape[1] for a in treated] != [b.shape[1] for b in baseline]:
         raise UsageError("mean over strata: both arms must have the same strata with the same episodes")
-    streams: dict[Hashable, int] = {}
-
-    def counts(n: int, what: str, key: Hashable) -> Int[np.ndarray, "n resample"]:
-        """How often each of n things is drawn in each resample: the same for the same key."""
-        return _counts(n, resamples, seed, streams.setdefault((what, key, n), len(streams)))
-
-    value, drawn = 0.0, np.zeros(resamples)
-    arms = [(1, "treated", treated), *([(-1, "baseline", baseline)] if baseline is not None else [])]
-    for sign, which, strata in arms:
-        for k, outcomes in enumerate(strata):
-            runs, episodes = outcomes.shape
-            drawn_episodes = counts(episodes, "episodes", layouts[k] if layouts else k)
-            drawn_runs: Sequence[Any] = [1]
-            if runs > 1:
-                key = trainings[k] if trainings else k
-                drawn_runs = [
-                    1 + (times - 1) * math.sqrt(runs / (runs - 1)) for times in counts(runs, which, key)
-                ]
-            for won, times in zip(outcomes, drawn_runs, strict=True):
-                drawn += sign * times * drawn_episodes[won].sum(axis=0) / outcomes.size
-            value += sign * float(outcomes.mean())
     tail = _tail(confidence)
-    low, high = np.quantile(drawn / len(treated), [tail, 1 - tail])
-    least = 0.0 if baseline is None else -1.0
-    return Interval(value / len(treated), max(float(low), least), min(float(high), 1.0))
+    strata = _strata(treated, baseline, layouts, trainings, matched)
+    value = sum(float(part.mean()) for k in strata for part in k.parts.values()) / len(strata)
+    drawn = np.zeros(resamples)
+    streams: dict[Hashable, int] = {}
+    for stratum in strata:
+        episode = np.sum([part.mean(axis=0) for part in stratum.parts.values()], axis=0)
+        stream = streams.setdefault((stratum.layout, len(episode)), len(streams))
+        counts = _counts(len(episode), resamples, seed, stream)
+        drawn += (episode @ counts) / len(episode) / len(strata)
+    spread = 1.0
+    luck, freedom = _luck(strata)
+    if luck > 0:
+        of_episodes = float(drawn.var())
+        drawn += math.sqrt(luck) * np.random.default_rng([seed, len(streams)]).standard_normal(resamples)
+        freedom *= (1 + of_episodes / luck) ** 2
+        spread = float(stdtrit(freedom, 1 - tail)) / _quantile(confidence)
+    low, high = value + spread * (np.quantile(drawn, [tail, 1 - tail]) - value)
+    if baseline is None:
+        return Interval(value, max(float(low), 0.0), min(float(high), 1.0))
+    groups: dict[Hashable, list[int]] = {}
+    for k, stratum in enumerate(strata):
+        groups.setdefault((stratum.layout, treated[k].shape[1]), []).append(k)
+    margins = [
+        np.array(_score_margins([treated[k] for k in group], [baseline[k] for k in group], confidence))
+        * (len(group) / len(strata))
+        for group in groups.values()
+    ]
+    below, above = np.sqrt(np.square(margins).sum(axis=0))
+    return Interval(
+        value, max(float(min(low, value - below)), -1.0), min(float(max(high, value + above)), 1.0)
+    )
+
+
+def _score_margins(
+    treated: Sequence[Outcomes], baseline: Sequence[Outcomes], confidence: float
+) -> tuple[float, float]:
+    """How far below and above the difference of two paired rates Newcombe's interval reaches.
+
+    The strata met the same layouts. Rollouts that an arm shares between strata, as the base does that is rolled out
+    once, count once.
+    """
+    rates, below, above = [], [], []
+    for arm in (treated, baseline):
+        n = np.unique(np.concatenate(arm), axis=0).size
+        rate = float(np.mean([each.mean() for each in arm]))
+        known = wilson(min(round(rate * n), n), n, confidence)
+        rates.append(np.concatenate([each.mean(axis=0) for each in arm]))
+        below.append(known.value - known.low)
+        above.append(known.high - known.value)
+    spreads = float(rates[0].std() * rates[1].std())
+    covariance = float(np.mean((rates[0] - rates[0].mean()) * (rates[1] - rates[1].mean())))
+    if covariance > 0:  # his continuity correction: arms that agreed on all n episodes need not always agree
+        covariance = max(covariance - 0.5 / len(rates[0]), 0.0)
+    together = covariance / spreads if spreads else 0.0
+    low, high = (
+        math.sqrt(max(a * a - 2 * together * a * b + b * b, 0.0))
+        for a, b in ((below[0], above[1]), (above[0], below[1]))
+    )
+    return low, high
+
+
+@dataclass(frozen=True)
+class _Stratum:
+    """What is averaged: `parts` are [run, episode], the arms with their signs, or their difference where matched."""
+
+    parts: Mapping[str, Float[np.ndarray, "run episode"]]
+    layout: Hashable
+    training: Hashable
+
+
+def _strata(
+    treated: Sequence[Outcomes],
+    baseline: Sequence[Outcomes] | None,
+    layouts: Sequence[Hashable] | None,
+    trainings: Sequence[Hashable] | None,
+    matched: Sequence[bool] | None,
+) -> list[_Stratum]:
+    found = []
+    for k, arm in enumerate(treated):
+        parts: dict[str, Any] = {"treated": arm.astype(float)}
+        if baseline is not None:
+            other = baseline[k].astype(float)
+            if matched is not None and matched[k]:
+                if len(arm) != len(other):
+                    raise UsageError(
+                        f"mean over strata: {len(arm)} runs matched with {len(other)}: match equally many"
+                    )
+                parts = {"both": parts["treated"] - other}
+            else:
+                parts["baseline"] = -other
+        found.append(_Stratum(parts, layouts[k] if layouts else k, trainings[k] if trainings else k))
+    return found
+
+
+def _luck(strata: Sequence[_Stratum]) -> tuple[float, float]:
+    """Variance of the mean over strata through the luck of training, and the degrees of freedom of that estimate."""
+    runs: dict[Hashable, Any] = {}
+    rollouts: dict[Hashable, Any] = {}
+    for stratum in strata:
+        for which, part in stratum.parts.items():
+            if len(part) < 2:
+                continue
+            of_run, of_episode = part.mean(axis=1, keepdims=True), part.mean(axis=0, keepdims=True)
+            training = (which, stratum.training, len(part))
+            alone = (training, stratum.layout, part.shape[1])
+            runs[training] = runs.get(training, 0) + (of_run - part.mean()) / len(strata)
+            rollouts[alone] = rollouts.get(alone, 0) + (part - of_run - of_episode + part.mean()) / len(
+                strata
+            )
+    between = [float((u**2).sum()) / len(u) / (len(u) - 1) for u in runs.values()]
+    chance = sum(
+        float((z**2).sum()) / z.size / max((len(z) - 1) * (z.shape[1] - 1), 1) for z in rollouts.values()
+    )
+    luck = sum(between) - chance
+    if luck <= 0:
+        return 0.0, math.inf
+    freedom = sum(between) ** 2 / sum(
+        v**2 / (len(u) - 1) for v, u in zip(between, runs.values(), strict=True)
+    )
+    return luck, freedom
 
 
 @lru_cache(maxsize=32)
 def _counts(n: int, resamples: int, seed: int, stream: int) -> Int[np.ndarray, "n resample"]:
-    """Drawing takes far longer than using what was drawn, and a comparison asks for hundreds of means."""
+    """How often each of n things is drawn in each resample. Drawing takes far longer than using what was drawn, and a
+    comparison asks for hundreds of means."""
     rng = np.random.default_rng([seed, stream])
     drawn = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
     return np.ascontiguousarray(drawn.T.astype(np.int32))

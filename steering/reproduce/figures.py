@@ -32,7 +32,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.runs import write_atomic
-from steering.compare import Arm, Cell, Comparison, Mean
+from steering.cells import Cell, Mean
+from steering.compare import Arm, Comparison
 from steering.compare_figures import SCHEMES
 from steering.stats import Interval
 
