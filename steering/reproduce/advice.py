@@ -1,16 +1,22 @@
-"""What an honest practitioner should do: sentences that rules choose, each with the numbers that chose it."""
+"""What an honest practitioner should do: sentences that rules choose, each with the numbers that chose it.
+
+"A minus B" is the paired difference of two arms in points. Only arms that were tried under the same conditions stand
+in one sentence, and what was not measured is named or left unsaid.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from steering.compare import compare_entries
 from steering.compare_report import points
+from steering.reproduce.choice import CONTROLS, SLICED
 from steering.reproduce.claims import MAIN_NAMES, mean_of_logs, time_ratios
 from steering.reproduce.contrast import Contrast, contrast
+from steering.reproduce.coverage import partly_tried
 from steering.reproduce.plan import (
     ADAPTING,
     BOTH,
@@ -30,12 +36,22 @@ from testbed.tasks import TARGETS
 ELSEWHERE = ("lighting", "form", "distractors", "paraphrase", "pose-shift", "unseen", "pretraining")
 """Suites, and groups of them, on which whoever is trained for a task is tried besides."""
 
-_HEADS_ALONE = frozenset(arm.name for arm in REACHING_VLM if arm != LORA_EVERYWHERE)
-"""Arms that train no more than heads, some of the vlm."""
+_OF_EXPERT = frozenset((*SLICED, *CONTROLS))
+_HEADS_ALONE = _OF_EXPERT | {arm.name for arm in REACHING_VLM if arm != LORA_EVERYWHERE}
+"""Arms that train no more than heads."""
 
 
 def advice(entries: Sequence[Entry]) -> list[str]:
     """The most important first."""
+    return _said(entries, but=())
+
+
+def headlines(entries: Sequence[Entry]) -> list[str]:
+    """What whoever reads little should know: whatever goes against few heads is part of it."""
+    return _said(entries, but=(_where_heads_do_not_help, _of_other_tasks, _all_heads, _how_to_choose))
+
+
+def _said(entries: Sequence[Entry], but: Sequence[Callable[[Sequence[Entry]], list[str]]]) -> list[str]:
     parts = (
         _whether,
         _which_tower,
@@ -51,21 +67,7 @@ def advice(entries: Sequence[Entry]) -> list[str]:
         _what_it_costs_elsewhere,
         _beware,
     )
-    return [sentence for part in parts for sentence in part(entries)]
-
-
-def headlines(entries: Sequence[Entry]) -> list[str]:
-    """What whoever reads five lines should know."""
-    parts = (
-        _whether,
-        _which_tower,
-        _more_than_heads,
-        _chosen_or_random,
-        _how_many,
-        _against_lora,
-        _what_it_costs_elsewhere,
-    )
-    return [sentence for part in parts for sentence in part(entries)]
+    return [sentence for part in parts if part not in but for sentence in part(entries)]
 
 
 def _whether(entries: Sequence[Entry]) -> list[str]:
@@ -74,18 +76,21 @@ def _whether(entries: Sequence[Entry]) -> list[str]:
     if made is None:
         return []
     by_task = [c for task in made.tasks if (c := contrast(entries, "aligned", "base", tasks=[task]))]
-    better = [c for c in by_task if c.finding(MARGIN) == "better"]
-    others = [c for c in by_task if c not in better]
-    said = (
-        "Finetune few heads: `aligned` gains"
-        if made.difference.low > 0
-        else "Do not expect a gain: `aligned` moves"
+    words = {
+        "better": "Finetune few heads: `aligned` gains",
+        "worse": "Do not finetune heads of the expert: `aligned` loses",
+        "the same": "Do not expect a gain: `aligned` moves",
+        "open": "A gain has not been shown: `aligned` moves",
+    }
+    said = f"{words[made.finding(MARGIN)]} {_of(made)} over the base policy"
+    places = (
+        ("helps on", lambda c: c.difference.low > 0),
+        ("harms", lambda c: c.difference.high < 0),
+        ("was shown neither to help nor to harm on", lambda c: 0 in c.difference),
     )
-    said += f" {_of(made)} over the base policy"
-    if better:
-        said += f"; it helps on {_tasks(better)}"
-    if others:
-        said += f"{', but' if better else ';'} not beyond its interval on {_tasks(others)}"
+    for verb, holds in places:
+        if there := [c for c in by_task if holds(c)]:
+            said += f"; it {verb} {_tasks(there)}"
     return [f"{said}."]
 
 
@@ -109,15 +114,15 @@ def _instead(entries: Sequence[Entry], arm: Arm, control: Arm, towers: str) -> s
         "the same": f"Heads of {towers} do as well as the expert's",
         "open": f"Heads of {towers} have not been shown to be better than the expert's, nor worse",
     }
-    said = f"{words[made.finding(MARGIN)]}: `{arm.name}` less `aligned` is {_of(made)}"
+    said = f"{words[made.finding(MARGIN)]}: `{arm.name}` minus `aligned` is {_of(made)}"
     by_task = [c for task in made.tasks if (c := contrast(entries, arm.name, "aligned", tasks=[task]))]
     for finding in ("better", "worse"):
         if there := [c for c in by_task if c.finding(MARGIN) == finding]:
             said += f", {finding} on {_tasks(there)}"
     if ratios := time_ratios(entries, arm.name, "aligned"):
-        said += f"; a training takes {mean_of_logs(ratios).value:.1f} times as long"
+        said += f"; training takes {mean_of_logs(ratios).value:.1f} times as long"
     if against := contrast(entries, arm.name, control.name):
-        said += f". Chosen less random ones there: {_of(against)}"
+        said += f". Chosen minus random heads there: {_of(against)}"
     return f"{said}."
 
 
@@ -137,18 +142,19 @@ def _more_than_heads(entries: Sequence[Entry]) -> list[str]:
     ]
     more.sort(key=lambda c: -c.difference.value)
     if better := [c for c in more if c.finding(MARGIN) == "better"]:
-        said = f"If memory and time do not matter, train more: {_arms(better)}, each less `{of}`"
+        said = f"If memory and time do not matter, train more: {_arms(better)}, each minus `{of}`"
         return [f"{said}; {_elsewhere(entries, [c.arm for c in better], of)}."]
     if more:
         times = _trained(entries, more[0].arm) / _trained(entries, of)
-        unsure = more[0].finding(MARGIN) == "open"
+        unsure = any(c.finding(MARGIN) == "open" for c in more)
         said = (
             "Training more than heads has not been shown to win more"
             if unsure
             else "Train no more than heads"
         )
         return [
-            f"{said}: the best that does, {_arms(more[:1])} against `{of}`, has {times:.3g} times as many parameters."
+            f"{said}: the best that does, `{more[0].arm}`, trains {times:.3g} times as many parameters as `{of}`; "
+            f"`{more[0].arm}` minus `{of}` is {_of(more[0])}."
         ]
     return []
 
@@ -156,11 +162,13 @@ def _more_than_heads(entries: Sequence[Entry]) -> list[str]:
 def _elsewhere(entries: Sequence[Entry], arms: Sequence[str], of: str) -> str:
     """What arms lose against chosen heads under other conditions than those that they were trained for."""
     made = [c for arm in arms for where in ELSEWHERE if (c := contrast(entries, arm, of, where))]
+    untried = [arm for arm in arms if arm not in {c.arm for c in made}]
     if not made:
         return "what that costs under other conditions was not measured"
     places = ", ".join(dict.fromkeys(c.where for c in made))
     pays = [f"`{c.arm}` {points(c.difference)} under {c.where}" for c in made if c.difference.high < 0]
-    return f"but {', '.join(pays)}" if pays else f"no loss against it was shown under {places}"
+    said = f"but {', '.join(pays)}" if pays else f"no loss against it was shown under {places}"
+    return f"{said}; not tried there: {', '.join(f'`{arm}`' for arm in untried)}" if untried else said
 
 
 def _chosen_or_random(entries: Sequence[Entry]) -> list[str]:
@@ -175,11 +183,8 @@ def _chosen_or_random(entries: Sequence[Entry]) -> list[str]:
         words = {
             "better": f"With {arm.heads} heads, choose them: chosen heads beat random ones by {_of(made)}.",
             "worse": f"With {arm.heads} heads, do not choose them by k-NN: random ones do better, {_of(made)}.",
-            "the same": f"With {arm.heads} heads it does not matter which: chosen against random {_of(made)}.",
-            "open": (
-                f"With {arm.heads} heads, do not count on the choice: chosen against random is {_of(made)}, which "
-                "includes zero."
-            ),
+            "the same": f"With {arm.heads} heads it does not matter which: chosen minus random heads is {_of(made)}.",
+            "open": f"With {arm.heads} heads, do not count on the choice: chosen minus random heads is {_of(made)}.",
         }
         said.append(words[made.finding(MARGIN)])
     return said
@@ -193,7 +198,6 @@ def _of_other_tasks(entries: Sequence[Entry]) -> list[str]:
 
 
 def _all_heads(entries: Sequence[Entry]) -> list[str]:
-    """On all tasks, and on those where any choice can matter: all heads may help where they help and harm elsewhere."""
     made = contrast(entries, "aligned", "all-heads")
     if made is None:
         return []
@@ -203,11 +207,7 @@ def _all_heads(entries: Sequence[Entry]) -> list[str]:
         "the same": "A few heads are enough: against all heads",
         "open": "All heads have not been shown to be better than a few, nor worse: against all heads",
     }
-    said = f"{words[made.finding(MARGIN)]} {_of(made)}"
-    helped = contrast(entries, "aligned", "all-heads", tasks=ADAPTING)
-    if helped is not None and len(helped.tasks) < len(made.tasks):
-        said += f"; {_of(helped)} on the tasks where finetuning heads helps"
-    return [f"{said}."]
+    return [f"{words[made.finding(MARGIN)]} {_of(made)}."]
 
 
 def _where_heads_do_not_help(entries: Sequence[Entry]) -> list[str]:
@@ -220,13 +220,15 @@ def _where_heads_do_not_help(entries: Sequence[Entry]) -> list[str]:
         gains = [
             c
             for arm in _arms_of(entries)
-            if (c := contrast(entries, arm, "aligned", tasks=[task])) and c.difference.low > 0
+            if arm not in _OF_EXPERT
+            and (c := contrast(entries, arm, "aligned", tasks=[task]))
+            and c.difference.low > 0
         ]
         if gains:
             gains.sort(key=lambda c: -c.difference.value)
             said.append(
                 f"Where heads of the expert are not enough, train others or more: on {task} `aligned` moves "
-                f"{points(made.difference)}; against it, {_arms(gains)}."
+                f"{points(made.difference)}; minus it, {_arms(gains)}."
             )
     return said
 
@@ -252,7 +254,7 @@ def _how_to_choose(entries: Sequence[Entry]) -> list[str]:
         doubt = "" if pays is not None and pays.finding(MARGIN) == "better" else "If you choose at all, "
         return [
             f"{doubt}{'c' if doubt else 'C'}hoose by k-NN: no other way was shown to be better ({_arms(made)}, each "
-            f"less k-NN), and it is the cheapest (in the paper {ratio:.0f} times cheaper than causal mediation)."
+            f"minus k-NN), and it is the cheapest (in the paper {ratio:.0f} times cheaper than causal mediation)."
         ]
     return []
 
@@ -269,84 +271,84 @@ def _against(entries: Sequence[Entry], arm: str, lora: str) -> list[str]:
         return []
     name = "LoRA" if lora == "lora" else f"`{lora}`"
     times = _trained(entries, lora) / _trained(entries, arm)
-    cheaper = f"it trains {times:.2f} times fewer parameters"
+    cheaper = f"`{arm}` trains {times:.2f} times fewer parameters"
     if times < 1:
-        cheaper = f"it trains {1 / times:.2f} times as many parameters"
+        cheaper = f"`{arm}` trains {1 / times:.2f} times as many parameters"
     words = {
-        "better": f"Prefer `{arm}` to {name}: {_of(made)}",
-        "worse": f"Prefer {name}: `{arm}` against it is {_of(made)}",
-        "the same": f"{name} does as well: `{arm}` against it is {_of(made)}",
-        "open": f"{name} has not been shown to be worse: `{arm}` against it is {_of(made)}",
+        "better": f"Prefer `{arm}` to {name}: `{arm}` minus `{lora}` is {_of(made)}",
+        "worse": f"Prefer {name}: `{arm}` minus `{lora}` is {_of(made)}",
+        "the same": f"{name} does as well: `{arm}` minus `{lora}` is {_of(made)}",
+        "open": f"{name} has not been shown to be worse: `{arm}` minus `{lora}` is {_of(made)}",
     }
     return [f"{words[made.finding(MARGIN)]}; {cheaper}."]
 
 
 def _how_long(entries: Sequence[Entry]) -> list[str]:
     """Lengths of training at which the chosen heads and LoRA were shown to differ."""
-    return _decided(
-        entries,
-        "Between few heads and LoRA the length of the training decides",
-        "lora",
-        {steps or FULL.steps: {"steps": steps} for steps in {arm.steps for arm in FULL.study("steps").arms}},
-    )
+    lengths = {arm.steps for arm in FULL.study("steps").arms}
+    variants = {steps or FULL.steps: {"steps": steps} for steps in lengths}
+    return _differs(entries, "lora", variants, "the steps of training")
 
 
 def _how_many(entries: Sequence[Entry]) -> list[str]:
     """Numbers of demonstrations from which the chosen heads were shown to differ from random ones, and from LoRA."""
-    variants = {
-        demos or FULL.demos: {"demos": demos} for demos in {arm.demos for arm in FULL.study("demos").arms}
-    }
-    said = (
-        ("Whether the choice of heads pays, the number of demonstrations decides", "random-k"),
-        ("Between few heads and LoRA the number of demonstrations decides", "lora"),
-    )
-    return [sentence for words, other in said for sentence in _decided(entries, words, other, variants)]
-
-
-def _decided(
-    entries: Sequence[Entry], said: str, other: str, variants: Mapping[int, Mapping[str, Any]]
-) -> list[str]:
-    """For which variants of two arms `aligned` was shown to be better or worse than the other, and which were tried."""
-    made = {
-        size: c
-        for size, changes in sorted(variants.items())
-        if (
-            c := contrast(entries, Arm("aligned", **changes).name, Arm(other, **changes).name, tasks=ADAPTING)
-        )
-    }
-    apart = [
-        f"{points(c.difference)} at {size}"
-        for size, c in made.items()
-        if c.finding(MARGIN) in ("better", "worse")
-    ]
-    if not apart:
-        return []
-    tried = ", ".join(map(str, made))
-    most = max(c.n for c in made.values())
+    sizes = {arm.demos for arm in FULL.study("demos").arms}
+    variants = {demos or FULL.demos: {"demos": demos} for demos in sizes}
     return [
-        f"{said}: `aligned` less `{other}` is {', '.join(apart)} (of {tried}; at most {most} rollouts each, "
-        f"{len(ADAPTING)} tasks)."
+        said
+        for other in ("random-k", "lora")
+        for said in _differs(entries, other, variants, "the number of demonstrations")
     ]
+
+
+def _differs(
+    entries: Sequence[Entry], other: str, variants: Mapping[int, Mapping[str, Any]], unit: str
+) -> list[str]:
+    """For which variants of two arms `aligned` was shown to be better or worse than the other, and for which not."""
+    apart, alike = [], []
+    for size, changes in sorted(variants.items()):
+        ours, theirs = (Arm(arm, **changes).name for arm in ("aligned", other))
+        made = contrast(entries, ours, theirs, tasks=ADAPTING)
+        if made is None:
+            continue
+        if made.finding(MARGIN) not in ("better", "worse"):
+            alike.append(str(size))
+            continue
+        own = [
+            f"`{name}` {points(c.difference)}"
+            for name, arm in (("aligned", ours), (other, theirs))
+            if (c := contrast(entries, arm, "base", tasks=ADAPTING))
+        ]
+        apart.append(f"at {size} {_of(made)}, against the base {' and '.join(own)}")
+    if not apart or len(apart) + len(alike) < 2:
+        return []
+    rest = f"; not shown to differ at {', '.join(alike)}" if alike else ""
+    return [f"How `aligned` minus `{other}` depends on {unit}: {'; '.join(apart)}{rest}."]
 
 
 def _what_it_costs_elsewhere(entries: Sequence[Entry]) -> list[str]:
-    """Forgetting, and which arm forgets least."""
-    lost = [c for arm in _arms_of(entries) if (c := contrast(entries, arm, "base", "pretraining"))]
+    """Forgetting, of arms that were tried alike, and which of them forgets least."""
+    unlike = partly_tried(entries)
+    lost = [
+        c
+        for arm in _arms_of(entries)
+        if arm not in unlike and (c := contrast(entries, arm, "base", "pretraining"))
+    ]
     if not lost:
         return []
-    worst = [c for c in lost if c.finding(MARGIN) == "worse"]
-    if not worst:
-        return ["No arm was shown to forget the pretraining tasks."]
-    least = max(lost, key=lambda c: c.difference.value)
-    said = [
-        f"Expect to lose pretraining tasks: {_arms(worst)}, against the base; `{least.arm}` keeps most "
-        f"({points(least.difference)})."
-    ]
-    for arm, lora in (("aligned", "lora"), (BOTH.name, LORA_EVERYWHERE.name)):
-        made = contrast(entries, arm, lora, "pretraining")
+    worst = [c for c in lost if c.difference.high < 0]
+    rest = [c for c in lost if c not in worst]
+    said = [f"No arm was shown to lose pretraining tasks ({_arms(rest)} against the base)."]
+    if worst:
+        others = f"; not shown to: {_arms(rest)}" if rest else ""
+        said = [f"Expect to lose pretraining tasks: {_arms(worst)} against the base{others}."]
+    for arm, other in (("retain", "aligned"), ("aligned", "lora"), (BOTH.name, LORA_EVERYWHERE.name)):
+        made = contrast(entries, arm, other, "pretraining")
         if made is not None and made.finding(MARGIN) in ("better", "worse"):
             less = "less" if made.finding(MARGIN) == "better" else "more"
-            said.append(f"`{arm}` forgets {less} than `{lora}`: {_of(made)} on the pretraining tasks.")
+            said.append(
+                f"`{arm}` forgets {less} than `{other}`: on the pretraining tasks the difference is {_of(made)}."
+            )
     return said
 
 
@@ -359,8 +361,8 @@ def _beware(entries: Sequence[Entry]) -> list[str]:
     if not hurt:
         return []
     return [
-        f"Roll out every task before deployment: finetuning did harm to {'; '.join(hurt)} (of {len(cells)} arms and "
-        f"tasks, {len(cells) / 40:.1f} would fall that low by chance)."
+        f"Roll out every task before deployment: finetuning may have harmed {'; '.join(hurt)} (of {len(cells)} arms "
+        f"and tasks, {len(cells) / 40:.1f} would fall that low by chance)."
     ]
 
 
@@ -376,8 +378,12 @@ def _trained(entries: Iterable[Entry], arm: str) -> float:
 
 
 def _of(made: Contrast) -> str:
-    tasks = f"{len(made.tasks)} task{'s' * (len(made.tasks) > 1)}"
-    return f"{points(made.difference)} points (n = {made.n}, {tasks})"
+    """The difference, and what it rests on."""
+    tasks, seeds = (
+        f"{n} {what}{'s' * (n > 1)}" for n, what in ((len(made.tasks), "task"), (made.runs, "seed"))
+    )
+    draw = ", one draw of random heads" if made.one_draw else ""
+    return f"{points(made.difference)} points (n = {made.n}, {tasks}, {seeds}{draw})"
 
 
 def _tasks(made: Iterable[Contrast]) -> str:

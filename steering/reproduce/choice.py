@@ -28,24 +28,26 @@ def choice_contrasts(entries: Sequence[Entry]) -> list[Contrast]:
     pairs += [(Arm("aligned", demos=d).name, Arm("random-k", demos=d).name, ADAPTING) for d in (1, 5, 10, 40)]
     pairs += [(arm.name, control.name, None) for arm, control in ((BOTH, BOTH_RANDOM), (VLM, VLM_RANDOM))]
     made = (contrast(entries, arm, other, tasks=tasks) for arm, other, tasks in pairs)
-    return [c for c in made if c is not None]
+    different = {(c.arm, c.other, c.tasks): c for c in made if c is not None}
+    return list(different.values())
 
 
 def choice_table(entries: Sequence[Entry]) -> Table:
     rows: list[tuple[str, ...]] = [
         (
             f"{c.arm} - {c.other}",
-            "all" if len(c.tasks) > len(ADAPTING) else ", ".join(c.tasks),
+            "all" if len(c.tasks) == len(TARGETS) else ", ".join(c.tasks),
             points(c.difference),
             c.size,
-            c.finding(MARGIN),
+            "one draw" if c.one_draw else c.finding(MARGIN),
             _excluded(c),
         )
         for c in choice_contrasts(entries)
     ]
     note = (
         f"{_left_out(entries)} The same: every difference of {100 * MARGIN:.3g} points or more is excluded. Open: "
-        f"neither zero nor that is. `k{FEW}` trains {FEW} heads instead of {HEADS}.{_draws(entries)}"
+        f"neither zero nor that is. One draw: random heads that may be lucky ones, so no finding. `k{FEW}` trains "
+        f"{FEW} heads instead of {HEADS}.{_draws(entries)}"
     )
     if not rows:
         rows = [("no choice of heads was run against another yet", "", "", "", "", "")]
@@ -57,21 +59,25 @@ def choice_table(entries: Sequence[Entry]) -> Table:
 def _left_out(entries: Sequence[Entry]) -> str:
     """Why some rows leave tasks out, as far as the records bear it out."""
     tasks = [task for task in TARGETS if task not in ADAPTING]
-    said = f"Some rows leave out {' and '.join(tasks)}: "
-    helped = [
+    made = [
         c
         for task in tasks
         for arm in (*SLICED, *CONTROLS)
-        if (c := contrast(entries, arm, "base", tasks=[task])) and c.difference.low > 0
+        if (c := contrast(entries, arm, "base", tasks=[task]))
     ]
-    if not helped:
-        return f"{said}no arm that trains nothing but heads of the expert helps there, whichever these are."
-    named = ", ".join(f"`{c.arm}` on {c.tasks[0]} {points(c.difference)}" for c in helped)
-    return f"{said}few arms that train nothing but heads of the expert help there ({named})."
+    said = f"Some rows leave out {' and '.join(tasks)}: "
+    if {task for c in made for task in c.tasks} != set(tasks):
+        return f"{said}the studies of few heads do not run them."
+    if helped := [c for c in made if c.difference.low > 0]:
+        named = ", ".join(f"`{c.arm}` on {c.tasks[0]} {points(c.difference)}" for c in helped)
+        return (
+            f"{said}few arms that train nothing but heads of the expert were shown to help there ({named})."
+        )
+    return f"{said}no arm that trains nothing but heads of the expert was shown to help there, whichever these are."
 
 
 def _draws(entries: Sequence[Entry]) -> str:
-    """How often heads were drawn: a seed's draw is the same on all tasks, which an interval of one seed cannot know."""
+    """How often heads were drawn, which for all tasks of a seed is once."""
     drawn: dict[str, set[tuple[str, ...]]] = {}
     for e in entries:
         if e.result.arm == "random-k" and e.result.heads:
@@ -79,9 +85,7 @@ def _draws(entries: Sequence[Entry]) -> str:
     if not drawn:
         return ""
     counts = ", ".join(f"{len(sets)} of `{arm}`" for arm, sets in sorted(drawn.items()))
-    return (
-        f" Random heads are drawn once a seed, for all tasks: draws, {counts}. One draw may be a lucky one."
-    )
+    return f" Random heads are drawn once a seed, for all tasks; draws: {counts}."
 
 
 def _excluded(c: Contrast) -> str:

@@ -7,8 +7,9 @@ that both were trained from. The verdicts are rules on its 95 % interval and on 
     the same        it does not, and it excludes every difference as large as the margin
     open            it excludes neither
 
-A bootstrap of episodes on which two arms always agree has no width, however few they are. What n episodes cannot have
-shown, by the rule of three, is that fewer than 3 / n differ: below that a margin is not excluded by any interval.
+An interval of episodes on which two arms always agree has hardly a width, however few they are. What n episodes cannot
+have shown, by the rule of three, is that fewer than 3 / n differ: below that a margin is not excluded by any interval.
+And random heads that were drawn once leave everything open: that they are lucky ones is in no interval.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Contrast:
     runs: int
     n: int
     difference: Interval
+    one_draw: bool = False
+    """Whether one of them has random heads, and these were drawn once."""
 
     @property
     def size(self) -> str:
@@ -43,6 +46,8 @@ class Contrast:
         return f"{self.n} ({tasks} task{'s' * (tasks > 1)} x {seeds} seed{'s' * (seeds > 1)})"
 
     def finding(self, margin: float) -> Finding:
+        if self.one_draw:
+            return "open"
         found = finding(self.difference, margin)
         return "open" if found == "the same" and not resolves(self.n, margin) else found
 
@@ -88,14 +93,16 @@ def contrast(
     if mean is None or mean.difference is None:
         return None
     cells = [c for c in compared.cells if c.arm == arm]
+    runs = max(c.runs for c in cells)
     return Contrast(
         arm=arm,
         other=other,
         where=where,
         tasks=tuple(dict.fromkeys(c.task for c in cells)),
-        runs=max(c.runs for c in cells),
+        runs=runs,
         n=sum(c.paired * c.runs for c in cells),
         difference=mean.difference,
+        one_draw=runs == 1 and any(e.result.arm == "random-k" for e in ours),
     )
 
 
