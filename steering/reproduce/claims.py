@@ -4,6 +4,9 @@ A claim that something is *better* holds if the interval of the paired differenc
 it lies below. A claim that something is *as good* holds if the interval excludes a loss as large as `MARGIN`. A claim
 about counts (trainable parameters) holds if the count says so. That two tasks share no more heads than chance is not
 shown by a number of shared heads that chance often gives, only by fewer. What was not run has no verdict.
+
+A claim of the paper can mean several comparisons (which LoRA, under which suite): these share what `says` has before
+its colon, and are counted as one claim.
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from scipy.special import stdtrit
 
 from interp.errors import UsageError
 from interp.factors.profile import Profile
 from interp.heads import Head
 from steering.reproduce import published
 from steering.reproduce.contrast import Contrast, contrast, resolves
-from steering.reproduce.maps import read_profile
+from steering.reproduce.maps import read_map, read_profile
 from steering.reproduce.plan import BOTH, FEW, LORA_EVERYWHERE, MAIN, REACHING_VLM, VLM, Arm
 from steering.results import IN_DOMAIN, Entry
 from steering.stats import Interval
@@ -30,6 +34,7 @@ REPRODUCES = "reproduces"
 NOT_SHOWN = "not shown: the interval includes zero"
 NOT_EXCLUDED = "not shown: an effect that matters is not excluded"
 OPPOSITE = "the opposite"
+BY_CHANCE_TOO = "not shown: no more than chance"
 NO_DATA = "not run yet"
 Kind = Literal["better", "as good"]
 MAIN_NAMES = tuple(arm.name for arm in (*MAIN, *REACHING_VLM))
@@ -47,6 +52,8 @@ SAME_REACH = (("aligned", "lora"), (BOTH.name, LORA_EVERYWHERE.name), ("paper", 
 CAUSAL = ("ablation", "patching", "atp")
 BY_CHANCE = 0.05
 """Share of heads that 95 % intervals set apart by chance, at most."""
+TIMED = 5
+"""Trainings of each arm that a verdict on their time needs."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,14 @@ class Claim:
     compared: str
     verdict: str
     effect: Interval | None = None
-    unit: Literal["points", "times", "saved", "heads", "share"] = "points"
+    unit: Literal["points", "times", "saved", "heads", "halves", "share"] = "points"
     n: str = ""
     paper: str = ""
 
     @property
-    def known(self) -> bool:
-        return self.verdict != NO_DATA
+    def claim(self) -> str:
+        """What of the paper this is one comparison for."""
+        return self.says.split(":")[0]
 
 
 def verdict(difference: Interval, kind: Kind = "better", margin: float = published.MARGIN) -> str:
@@ -83,7 +91,7 @@ def claims(entries: Sequence[Entry], results: Path) -> list[Claim]:
         *_success(entries),
         *_robustness(entries),
         *_cost(entries),
-        *_choice(entries),
+        *_choice(entries, results),
         _roles(entries, results),
     ]
 
@@ -98,10 +106,10 @@ def _success(entries: Sequence[Entry]) -> list[Claim]:
 
 
 def _robustness(entries: Sequence[Entry]) -> list[Claim]:
-    words = {"unseen:pick-mug": "on a task that nobody trained"}
+    words = {"unseen:pick-mug": "on a task that was not trained"}
     found = []
     for suite, (lora, theirs) in published.VARIED.items():
-        says = f"it is more robust than LoRA {words.get(suite, f'under {suite}')}"
+        says = f"it is more robust than LoRA: {words.get(suite, f'under {suite}')}"
         for arm, other in SAME_REACH:
             found.append(
                 replace(
@@ -152,14 +160,14 @@ def _faster(entries: Sequence[Entry], arm: str, lora: str) -> Claim:
         paper=f"{1 - 1 / fast:.0%} to {1 - 1 / faster:.0%} saved",
     )
     ratios = time_ratios(entries, lora, arm)
-    if len(ratios) < 2:
+    if len(ratios) < TIMED:
         return claim
     mean = mean_of_logs(ratios)
     saved = Interval(*(1 - 1 / x for x in (mean.value, mean.low, mean.high)))
     return replace(claim, verdict=verdict(saved), effect=saved, n=f"{len(ratios)} trainings of each")
 
 
-def _choice(entries: Sequence[Entry]) -> list[Claim]:
+def _choice(entries: Sequence[Entry], results: Path) -> list[Claim]:
     found = [
         _claim(
             "which heads",
@@ -168,12 +176,12 @@ def _choice(entries: Sequence[Entry]) -> list[Claim]:
             "aligned",
             "generic-k",
         ),
-        _specific(entries),
+        *_specific(entries, results),
     ]
     few = Arm("aligned", heads=FEW)
     for by in CAUSAL:
         other = replace(few, by=by)
-        says = f"choosing by k-NN is as good as by {'causal mediation' if by == 'ablation' else by}"
+        says = f"choosing by k-NN is as good: as by {'causal mediation' if by == 'ablation' else by}"
         found.append(
             _claim(
                 "which heads",
@@ -232,26 +240,48 @@ def expert_heads(entries: Iterable[Entry]) -> int | None:
     return counts[0] if counts else None
 
 
-def _specific(entries: Sequence[Entry]) -> Claim:
+def _specific(entries: Sequence[Entry], results: Path) -> list[Claim]:
+    """Overlap of the tasks' sets against chance, and against that of two halves of one task's demonstrations."""
     claim = Claim(
         "which heads",
-        "the heads are the task's: the sets of two tasks share no more heads than chance",
+        "the heads are the task's: two tasks share no more of them than chance",
         "shared heads of two tasks, against chance",
         NO_DATA,
         unit="heads",
     )
+    halves = replace(
+        claim,
+        says="the heads are the task's: two tasks share fewer of them than two halves of one task's demonstrations",
+        compared="shared heads of two tasks, against two halves",
+        unit="halves",
+    )
     sets, heads = head_sets(entries), expert_heads(entries)
     if len(sets) < 2 or heads is None:
-        return claim
-    by_chance = chance_of_mean([len(s) for s in sets.values()], heads)
+        return [claim, halves]
     mean = float(np.mean(shared_pairs(list(sets.values()))))
-    return replace(
+    n = f"{len(sets)} sets of {max(map(len, sets.values()))} of {heads} heads"
+    by_chance = chance_of_mean([len(s) for s in sets.values()], heads)
+    claim = replace(
         claim,
         verdict=OPPOSITE if mean > by_chance.high else REPRODUCES if mean < by_chance.low else NOT_EXCLUDED,
         effect=Interval(mean, by_chance.low, by_chance.high),
-        n=f"{len(sets)} sets of {max(map(len, sets.values()))} of {heads} heads",
+        n=n,
         paper="published sets: notebooks/1_heads_and_tasks.ipynb",
     )
+    own = [shared for task in sets if (shared := _shared_by_halves(results, task)) is not None]
+    if len(own) == len(sets):
+        said = REPRODUCES if mean < min(own) else OPPOSITE if mean > max(own) else NOT_EXCLUDED
+        halves = replace(halves, verdict=said, effect=Interval(mean, min(own), max(own)), n=n)
+    return [claim, halves]
+
+
+def _shared_by_halves(results: Path, task: str) -> float | None:
+    """Heads that k-NN chooses from both halves of a task's demonstrations, a mean over splits."""
+    try:
+        often = read_map(results, task, "stability-expert")
+    except UsageError:
+        return None
+    return float(often.settings["agreement"]["expert"]["shared"]["mean"])
 
 
 def _roles(entries: Iterable[Entry], results: Path) -> Claim:
@@ -274,7 +304,7 @@ def _roles(entries: Iterable[Entry], results: Path) -> Claim:
         return claim
     return replace(
         claim,
-        verdict=REPRODUCES if min(shares) > BY_CHANCE else NOT_SHOWN,
+        verdict=REPRODUCES if min(shares) > BY_CHANCE else BY_CHANCE_TOO,
         effect=Interval(float(np.mean(shares)), min(shares), max(shares)),
         n=f"{heads} heads, {len(shares)} tasks",
     )
@@ -304,9 +334,9 @@ def time_ratios(entries: Iterable[Entry], slower: str, faster: str) -> list[floa
     return [seconds[slower][key] / seconds[faster][key] for key in seconds[slower] if key in seconds[faster]]
 
 
-def mean_of_logs(ratios: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Geometric mean of ratios with a bootstrap interval over them."""
+def mean_of_logs(ratios: Sequence[float]) -> Interval:
+    """Geometric mean of ratios with Student's 95 % interval; a single one has none."""
     logs = np.log(ratios)
-    drawn = np.random.default_rng(seed).choice(logs, (resamples, len(logs))).mean(axis=1)
-    low, high = np.exp(np.quantile(drawn, [0.025, 0.975]))
-    return Interval(float(np.exp(logs.mean())), float(low), float(high))
+    mean, n = float(logs.mean()), len(logs)
+    half = float(stdtrit(n - 1, 0.975) * logs.std(ddof=1) / np.sqrt(n)) if n > 1 else np.inf
+    return Interval(float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half)))

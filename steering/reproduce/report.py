@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from steering.cells import Cell
 from steering.compare import Comparison, compare_entries
 from steering.compare_report import (
     Table,
@@ -27,8 +28,6 @@ from steering.reproduce.choice import choice_table
 from steering.reproduce.claims import (
     MAIN_NAMES,
     NO_DATA,
-    NOT_EXCLUDED,
-    NOT_SHOWN,
     OPPOSITE,
     REPRODUCES,
     Claim,
@@ -85,7 +84,7 @@ def report(plan: Plan, entries: Sequence[Entry], results: Path) -> str:
 
 def readme_table(entries: Sequence[Entry], results: Path) -> str:
     """What the README shows: success by arm and task, and what to take from it."""
-    lines = [*headlines(entries), f"{_counted(claims(entries, results))} [REPORT.md](REPORT.md) names them."]
+    lines = [*headlines(entries), f"{_counted(claims(entries, results))} [REPORT.md](REPORT.md)."]
     return f"{markdown_table(success_table(entries))}\n\n{_list(lines)}"
 
 
@@ -93,35 +92,45 @@ def readme_table(entries: Sequence[Entry], results: Path) -> str:
 
 
 def in_short(found: Sequence[Claim]) -> list[str]:
-    """The verdicts, counted and named."""
+    """A line a claim: in how many comparisons it holds, with the effects; of many comparisons, those that are known."""
+    words = {REPRODUCES: "holds", OPPOSITE: "the opposite holds", NO_DATA: "not run yet"}
     said = []
-    heads = {
-        REPRODUCES: "**Reproduces**",
-        OPPOSITE: "**The opposite holds**",
-        NOT_SHOWN: "**Not shown** (the interval includes zero)",
-        NOT_EXCLUDED: "**Not shown** (an effect that matters is not excluded)",
-        NO_DATA: "**Not run yet**",
-    }
-    for verdict, words in heads.items():
-        ours = [c for c in found if c.verdict == verdict]
-        if ours:
-            effects: dict[str, list[str]] = {}
-            for c in ours:
-                effects.setdefault(c.says, []).append(f"{c.compared}{_effect_in_words(c)}")
-            named = "; ".join(f"{says} ({'; '.join(shown)})" for says, shown in effects.items())
-            said.append(f"{words}, {len(ours)} of {len(found)} claims: {named}.")
+    for claim, ours in _by_claim(found).items():
+        parts = []
+        for verdict in (REPRODUCES, OPPOSITE, None, NO_DATA):
+            there = [c for c in ours if c.verdict == verdict or (verdict is None and c.verdict not in words)]
+            if not there:
+                continue
+            named = (
+                ""
+                if len(there) > 6
+                else f" ({'; '.join(f'{c.compared}{_effect_in_words(c)}' for c in there)})"
+            )
+            parts.append(f"{words.get(verdict or '', 'not shown')} in {len(there)} of {len(ours)}{named}")
+        said.append(f"**{claim[0].upper()}{claim[1:]}**: {'; '.join(parts)}.")
     return said
 
 
+def _by_claim(found: Sequence[Claim]) -> dict[str, list[Claim]]:
+    groups: dict[str, list[Claim]] = {}
+    for c in found:
+        groups.setdefault(c.claim, []).append(c)
+    return groups
+
+
 def _counted(found: Sequence[Claim]) -> str:
-    words = {
-        (REPRODUCES,): ("reproduces", "reproduce"),
-        (OPPOSITE,): ("turns out the opposite", "turn out the opposite"),
-        (NOT_SHOWN, NOT_EXCLUDED): ("is not shown", "are not shown"),
-        (NO_DATA,): ("is not run yet", "are not run yet"),
+    """Of the paper's claims, which hold in every comparison, in some, in none."""
+    groups = _by_claim(found)
+    holds = {claim: sum(c.verdict == REPRODUCES for c in ours) for claim, ours in groups.items()}
+    kinds = {
+        "in every comparison": [claim for claim, n in holds.items() if n == len(groups[claim])],
+        "in some": [claim for claim, n in holds.items() if 0 < n < len(groups[claim])],
+        "in none": [claim for claim, n in holds.items() if n == 0],
     }
-    counts = {said: sum(c.verdict in verdicts for c in found) for verdicts, said in words.items()}
-    return f"Of {len(found)} claims, {', '.join(f'{n} {said[n > 1]}' for said, n in counts.items() if n)}:"
+    named = "; ".join(
+        f"{len(claims)} {where} ({'; '.join(claims)})" for where, claims in kinds.items() if claims
+    )
+    return f"Of {len(groups)} claims of the paper, in {len(found)} comparisons, hold: {named}. See"
 
 
 def _effect_in_words(claim: Claim) -> str:
@@ -138,8 +147,9 @@ def effect(claim: Claim) -> str:
         return f"{e.value:.2f} times" + ("" if e.low == e.high else f" [{e.low:.2f}, {e.high:.2f}]")
     if claim.unit == "saved":
         return f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}]"
-    if claim.unit == "heads":
-        return f"{e.value:.1f} shared, chance {e.low:.1f} to {e.high:.1f}"
+    if claim.unit in ("heads", "halves"):
+        than = "chance" if claim.unit == "heads" else "halves"
+        return f"{e.value:.1f} shared, {than} {e.low:.1f} to {e.high:.1f}"
     return f"{e.value:.0%} (tasks: {e.low:.0%} to {e.high:.0%})"
 
 
@@ -154,18 +164,21 @@ def limits(entries: Sequence[Entry]) -> list[str]:
 
 
 def _one_training(entries: Sequence[Entry]) -> list[str]:
-    """The warning that holds for every arm that was trained once, and which these are."""
-    seeds: dict[str, set[int]] = {}
+    """Where intervals contain the luck of training, which one training cannot show."""
+    seeds: dict[tuple[bool, str], set[int]] = {}
     for e in entries:
         if e.result.trainable_parameters:
-            seeds.setdefault(e.arm, set()).add(e.result.settings["seed"])
-    several = [arm for arm, found in seeds.items() if len(found) > 1]
-    if len(several) == len(seeds):
+            seeds.setdefault((e.result.suite == IN_DOMAIN, e.arm), set()).add(e.result.settings["seed"])
+    if all(len(found) > 1 for found in seeds.values()):
         return []
-    if not several:
-        return ["One training seed: no interval here contains the luck of training."]
+    said = []
+    for in_domain, where in ((True, "in-domain"), (False, "under perturbation and on other tasks")):
+        arms = {arm: found for (inside, arm), found in seeds.items() if inside == in_domain}
+        if arms:
+            said.append(f"{where} {sum(len(found) > 1 for found in arms.values())} of {len(arms)}")
     return [
-        f"Only {', '.join(several)} have several training seeds: no other interval contains the luck of training."
+        "An interval contains the luck of training only where arms have several seeds, as the tables say; arms that "
+        f"do: {', '.join(said)}."
     ]
 
 
@@ -255,6 +268,7 @@ def _trials(compared: Comparison, left: Sequence[str]) -> str:
     rows = [
         (
             arm.arm,
+            ends(sorted({c.runs for c in _beyond(compared, arm.arm)})),
             *(rate_and_points(arm.suites.get(suite)) for suite in suites),
             _drop(arm.trials.get("visual")),
         )
@@ -263,11 +277,17 @@ def _trials(compared: Comparison, left: Sequence[str]) -> str:
     ]
     note = (
         "Mean over the tasks adapted to; difference to the base under the same suite. On pretraining tasks "
-        "(`forgetting`) a negative difference is what was forgotten. Drop: visual suites less in-domain."
+        "(`forgetting`) a negative difference is what was forgotten. Drop: visual suites minus in-domain, of the same "
+        f"trainings. n = {ends(sorted({c.n for c in _beyond(compared)}))} rollouts of each task, suite and seed."
     )
     if left:
         note += f" Not tried under all of it yet: {', '.join(left)}."
-    return markdown_table(Table("Trials", ("arm", *suites, "visual drop"), tuple(rows), note))
+    return markdown_table(Table("Trials", ("arm", "seeds", *suites, "visual drop"), tuple(rows), note))
+
+
+def _beyond(compared: Comparison, arm: str | None = None) -> list[Cell]:
+    """Cells beyond the task and conditions that were trained."""
+    return [c for c in compared.cells if c.suite != IN_DOMAIN and arm in (None, c.arm)]
 
 
 def _drop(mean: object) -> str:
@@ -317,18 +337,26 @@ def _ablation(study: Study, entries: Sequence[Entry]) -> str:
     title = f"## {study.question}\n\n"
     if not trained or "base" not in {e.arm for e in ours}:
         return f"{title}Study `{study.name}`: not run yet."
-    compared = {arm.arm: arm for arm in compare_entries(ours, "base").arms}
+    made = compare_entries(ours, "base")
+    compared = {arm.arm: arm for arm in made.arms}
     rows = []
     for arm in study.arms:
-        if (made := compared.get(arm.name)) is None or made.success is None:
+        if (found := compared.get(arm.name)) is None or found.success is None:
             continue
-        tasks = f"{made.tasks} of {len(study.tasks)}"
+        cells = [c for c in made.cells if c.arm == arm.name]
         rows.append(
-            (arm.name, rate(made.success.success), points(made.success.difference), tasks, str(made.runs))
+            (
+                arm.name,
+                rate(found.success.success),
+                points(found.success.difference),
+                f"{found.tasks} of {len(study.tasks)}",
+                ends(sorted({c.runs for c in cells})),
+                ends(sorted({c.n for c in cells})),
+            )
         )
     left = [arm.name for arm in study.arms if arm.name not in compared]
-    note = f"Mean over {', '.join(study.tasks)}; arms with fewer tasks do not compare."
+    note = f"Mean over {', '.join(study.tasks)}; n: rollouts of a task and seed. Arms with fewer tasks do not compare."
     if left:
         note += f" Not run yet: {', '.join(left)}."
-    table = Table(study.name, ("arm", "success", "against base", "tasks", "seeds"), tuple(rows), note)
+    table = Table(study.name, ("arm", "success", "against base", "tasks", "seeds", "n"), tuple(rows), note)
     return title + markdown_table(table)

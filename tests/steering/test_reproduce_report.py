@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +27,7 @@ from steering.reproduce.coverage import coverage
 from steering.reproduce.plan import FULL, Plan
 from steering.reproduce.publish import END, START, publish, renew
 from steering.reproduce.records import read_records
-from steering.reproduce.report import report
+from steering.reproduce.report import in_short, report
 from steering.results import Entry
 from steering.stats import Interval
 from testbed.tasks import TARGETS
@@ -113,8 +115,8 @@ def test_effects_that_are_there_are_found_with_their_size(found: dict[str, Claim
     for pair in ("aligned - lora", "aligned-both - lora-all-linear", "paper - lora-all-linear"):
         assert the(found, f"{pair}, form").verdict == REPRODUCES
     assert the(found, "heads chosen on the other tasks do worse").verdict == NOT_SHOWN
-    assert the(found, "as good as by causal mediation").verdict == REPRODUCES
-    assert the(found, "as good as by patching").verdict == OPPOSITE
+    assert the(found, "as good: as by causal mediation").verdict == REPRODUCES
+    assert the(found, "as good: as by patching").verdict == OPPOSITE
     assert the(found, "fewer parameters", "| lora / aligned").verdict == REPRODUCES
     assert the(found, "fewer parameters", "| lora / paper").verdict == OPPOSITE
     assert the(found, "fewer parameters", "lora-all-linear / paper").verdict == REPRODUCES
@@ -131,11 +133,11 @@ def test_heads_are_the_tasks_unless_they_are_shared_beyond_chance(entries: list[
         else e
         for e in entries
     ]
-    claim = next(c for c in claims.claims(same, Path()) if "share no more heads" in c.says)
+    claim = next(c for c in claims.claims(same, Path()) if "no more of them than chance" in c.says)
     assert claim.verdict == OPPOSITE
     assert claim.effect is not None
     assert claim.effect.value == 8
-    drawn = next(c for c in claims.claims(entries, Path()) if "share no more heads" in c.says)
+    drawn = next(c for c in claims.claims(entries, Path()) if "no more of them than chance" in c.says)
     assert drawn.verdict == NOT_EXCLUDED  # as many as chance gives: no proof of none
     apart = [
         replace(
@@ -148,8 +150,52 @@ def test_heads_are_the_tasks_unless_they_are_shared_beyond_chance(entries: list[
         else e
         for e in entries
     ]
-    claim = next(c for c in claims.claims(apart, Path()) if "share no more heads" in c.says)
+    claim = next(c for c in claims.claims(apart, Path()) if "no more of them than chance" in c.says)
     assert claim.verdict == REPRODUCES
+
+
+def test_overlap_of_tasks_is_compared_with_that_of_two_halves_of_one(
+    entries: list[Entry], tmp_path: Path
+) -> None:
+    """Made-up sets of twelve of 64 share about two: fewer than halves that share nine, more than some of one."""
+
+    def shares(mean: float, tasks: Sequence[str] = TARGETS) -> Claim:
+        write_scores(tmp_path, TARGETS)
+        for task in tasks:
+            file = maps.path(tmp_path, task, "stability-expert")
+            often = json.loads(file.read_text())
+            often["settings"]["agreement"]["expert"]["shared"]["mean"] = mean
+            file.write_text(json.dumps(often))
+        return next(c for c in claims.claims(entries, tmp_path) if "two halves of one" in c.says)
+
+    assert shares(9.0).verdict == REPRODUCES
+    assert shares(9.0, TARGETS[1:]).verdict == NOT_EXCLUDED  # the written 0.6 of one task
+    assert shares(1.0).verdict == OPPOSITE
+    maps.path(tmp_path, TARGETS[0], "stability-expert").unlink()
+    (missing,) = (c for c in claims.claims(entries, tmp_path) if "two halves of one" in c.says)
+    assert missing.verdict == NO_DATA
+
+
+def test_two_trainings_say_nothing_of_time(entries: list[Entry]) -> None:
+    few = [e for e in entries if e.result.task == TARGETS[0]]
+    (claim,) = (c for c in claims.claims(few, Path()) if "saved by aligned," in c.compared)
+    assert claim.verdict == NO_DATA
+
+
+def test_a_mean_of_ratios_has_students_interval() -> None:
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        covered += 1.2 in claims.mean_of_logs(1.2 * np.exp(rng.normal(0, 0.1, 5)))
+    assert 0.93 < covered / 1000 < 0.97
+    assert claims.mean_of_logs([2.0]).high == np.inf
+
+
+def test_comparisons_of_one_claim_are_counted_as_one(entries: list[Entry]) -> None:
+    found = claims.claims(entries, Path())
+    said = in_short(found)
+    assert len(said) == len({c.claim for c in found}) < len(found)
+    (faster,) = (line for line in said if line.startswith("**It trains faster than LoRA**: holds in "))
+    assert "saved by aligned, of lora's: 1" in faster
 
 
 def test_chance_of_a_mean_overlap_is_what_drawing_sets_gives() -> None:
@@ -220,7 +266,7 @@ def test_partial_results_give_a_report_that_says_what_is_missing(tmp_path: Path)
     part = PLAN.only(studies=["success"], arms=["base", "aligned", "random-k"], seeds=[0])
     page = report(PLAN, read_records(write_results(tmp_path, part, known)), tmp_path)
     assert f"| aligned - lora | +16.5 (pi0) and +7 (pi0.5) |  |  | **{NO_DATA}** |" in page
-    assert "One training seed" in page
+    assert "arms that do: in-domain 0 of 2" in page
     assert "15 of 155" in page
     base = PLAN.only(arms=["base"])
     shutil.rmtree(tmp_path)
