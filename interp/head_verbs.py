@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from interp.errors import UsageError
+from interp.seeds import takes_seed
 from interp.verbs import demos_of, open_run, policy_of, takes_device, towers_of
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _pairs_take(p: ArgumentParser) -> None:
     p.add_argument("--demos", help="directory of the run's demonstrations, if they have moved")
     takes_device(p)
     p.add_argument("--name", help="name of the scores (by default, what is asked for: patching-noising)")
-    p.add_argument("--seed", type=int, default=0, help="of every draw")
+    takes_seed(p, "of every draw")
 
 
 # ---- what scores are called: by all that was asked for but sizes and seeds, so that they do not replace others

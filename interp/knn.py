@@ -26,6 +26,7 @@ from interp.heads import Head
 from interp.neighbours import Folds, JointDistances, Metric, errors, nearest, squared_error
 from interp.runs import Run, Signals
 from interp.scores import HeadScores, Null, TowerScores
+from interp.seeds import check_seed
 
 Result = TypeVar("Result")
 
@@ -164,6 +165,7 @@ def rank(
     which episode, `permutations` times, and pools all heads; its `best` is what the luckiest head reaches on average.
     With `greedy`, settings["greedy"] holds each tower's `best_add` of n heads.
     """
+    check_seed(seed)
     settings = settings or KnnSettings()
     signals = run.signals()
     if not towers:

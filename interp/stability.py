@@ -28,6 +28,7 @@ from interp.knn import KnnSettings, Problem, grid
 from interp.neighbours import errors
 from interp.runs import Run
 from interp.scores import HeadScores, Null, TowerScores
+from interp.seeds import check_seed
 
 
 def stability(
@@ -48,6 +49,7 @@ def stability(
         raise UsageError(f"scores {scores.method!r} are no k-NN ranking: stability needs one")
     if scores.data != run.data or scores.policy != run.policy:
         raise UsageError(f"the scores are not of run {run.path}: rank it first")
+    check_seed(seed)
     if splits < 1:
         raise UsageError(f"splits must be at least 1, not {splits}")
     scored, agreement = {}, {}

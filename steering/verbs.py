@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.errors import UsageError
+from interp.seeds import seed, takes_seed
 from interp.verbs import check_device, demos_of, open_run, policy_of, takes_device
 from steering.export_verb import export, export_takes
 from steering.options import named_values
@@ -79,7 +80,7 @@ def _select_takes(p: ArgumentParser) -> None:
         help="by hand: expert.L3H5,expert.L4H0; or a heads file, ours or the published form (of --tower)",
     )
     p.add_argument("--name", help="name of the selection")
-    p.add_argument("--seed", type=int, default=0, help="of --by random")
+    takes_seed(p, "of --by random")
 
 
 def finetune(a: Namespace) -> None:
@@ -156,7 +157,7 @@ def _finetune_takes(p: ArgumentParser) -> None:
     p.add_argument("--checkpoint-every", type=int, default=50, help="steps between two checkpoints")
     p.add_argument("--cache-mb", type=float, default=2048, help="memory for activations that are frozen")
     takes_device(p, " (under accelerate launch, cuda is a device a process)")
-    p.add_argument("--seed", type=int, default=0, help="of every draw of the training")
+    takes_seed(p, "of every draw of the training")
 
 
 def evaluate(a: Namespace) -> None:
@@ -276,7 +277,7 @@ def _evaluate_takes(p: ArgumentParser) -> None:
         "in LIBERO object, language, task, position, or all of visual, linguistic, physical, all",
     )
     p.add_argument("--n", type=int, default=100, help="episodes a suite")
-    p.add_argument("--seed", type=int, default=0, help="seed of the first episode; the same seeds pair arms")
+    takes_seed(p, "seed of the first episode; the same seeds pair arms")
     p.add_argument("--workers", type=int, default=2, help="processes, each with a policy and an environment")
     takes_device(p, "; every worker holds a copy")
     p.add_argument(
@@ -292,7 +293,7 @@ def _evaluate_takes(p: ArgumentParser) -> None:
         help="a suite of your own, e.g. light=0.5 (knobs: docs/evaluate.md)",
     )
     p.add_argument("--again", action="store_true", help="run episodes again that were run before")
-    p.add_argument("--video", type=int, nargs="+", default=[], metavar="SEED", help="film these episodes")
+    p.add_argument("--video", type=seed, nargs="+", default=[], metavar="SEED", help="film these episodes")
     p.add_argument("--video-format", choices=("gif", "mp4"), default="gif", help="mp4 needs PyAV")
 
 

@@ -42,6 +42,7 @@ from websockets.http11 import Request, Response
 
 from interp.errors import UsageError
 from interp.heads import Head
+from interp.seeds import check_seed
 from steering.card import base_name
 from steering.episode import noise_seed
 from steering.serving.layouts import Reader
@@ -73,8 +74,7 @@ class Settings:
             raise UsageError(f"port {self.port}: ports are 0 to 65535")
         if not self.frame_mb > 0:
             raise UsageError(f"frame limit {self.frame_mb} MB: it must be above zero")
-        if self.seed < 0:
-            raise UsageError(f"seed {self.seed}: seeds start at 0")
+        check_seed(self.seed)
 
 
 class PolicyServer:
