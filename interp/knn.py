@@ -59,6 +59,18 @@ class KnnSettings:
         if self.window < 0:
             raise UsageError(f"window must not be negative, not {self.window}")
 
+    @classmethod
+    def of(cls, scores: HeadScores) -> "KnnSettings":
+        """Those of a ranking that `rank` made."""
+        given = scores.settings
+        if "chosen" not in given:
+            raise UsageError(
+                f"scores {scores.method!r} are no k-NN ranking: name one that `robosteer rank` made"
+            )
+        metric = given.get("metric", "cosine")  # older scores do not say
+        ks, target, normalised = tuple(given["ks"]), given["target"], given["normalised"]
+        return cls(given["tokens"], ks, target, normalised, given["window"], metric)
+
     @property
     def units(self) -> str:
         return "squared standard deviations of the action" if self.normalised else "squared action units"

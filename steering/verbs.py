@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 def select(a: Namespace) -> None:
     """Choose heads by rank, at random or by hand, and save them as a heads file of the run."""
     from interp.heads import Head
-    from interp.knn import best_add, topk
+    from interp.knn import KnnSettings, best_add, topk
     from interp.runs import read_json
     from steering.headset import HeadSet, best_heads, parse_heads, random_heads, united, worst_heads
 
     run = open_run(a.run)
+    if a.method and (a.heads or a.by == "random"):
+        how = f"--heads {a.heads}" if a.heads else "--by random"
+        raise UsageError(f"--method {a.method}: {how} reads no scores: leave one of the two out")
     if a.heads and Path(a.heads).is_file():
         if len(a.tower) > 1:
             raise UsageError(
@@ -48,16 +51,20 @@ def select(a: Namespace) -> None:
     elif a.by == "random":
         parts = [random_heads(run.spec, a.top, tower, a.seed, run.policy) for tower in a.tower]
         name, chosen = a.name or f"random-{a.top}", united(parts)
-    elif a.by in ("topk", "best-add"):
-        found = [(topk if a.by == "topk" else best_add)(run, a.top, tower) for tower in a.tower]
-        joint = ", ".join(f"k={f.k}, joint error {f.error:.4g}" for f in found)
-        heads = tuple(head for f in found for head in f.heads)
-        method = f"{a.method} {a.by} ({joint})"
-        name, chosen = a.name or f"{a.by}-{a.top}", HeadSet(heads, run.policy, method, data=run.data)
     else:
-        pick, scores = best_heads if a.by == "score" else worst_heads, run.read_scores(a.method)
-        parts = [pick(scores, a.top, tower) for tower in a.tower]
-        name, chosen = a.name or f"{a.by}-{a.top}", united(parts)
+        method = a.method or "knn"
+        scores, name = run.read_scores(method), a.name or f"{a.by}-{a.top}"
+        for tower in a.tower:
+            scores.tower(tower)
+        if a.by in ("topk", "best-add"):
+            choose, settings = topk if a.by == "topk" else best_add, KnnSettings.of(scores)
+            found = [choose(run, a.top, tower, settings) for tower in a.tower]
+            joint = ", ".join(f"k={f.k}, joint error {f.error:.4g}" for f in found)
+            heads = tuple(head for f in found for head in f.heads)
+            chosen = HeadSet(heads, run.policy, f"{method} {a.by} ({joint})", data=run.data)
+        else:
+            pick = best_heads if a.by == "score" else worst_heads
+            chosen = united([pick(scores, a.top, tower) for tower in a.tower])
     print(run.save_selection(name, chosen.to_json()))
     print(f"{len(chosen.heads)} heads: {', '.join(map(str, chosen.heads))}")
 
@@ -68,9 +75,10 @@ def _select_takes(p: ArgumentParser) -> None:
         "--by",
         choices=("score", "topk", "best-add", "bottom", "random"),
         default="score",
-        help="best or worst (bottom) of --method's scores; k-NN on several heads at once (topk, best-add); random",
+        help="best or worst (bottom) of --method's scores; k-NN on several heads at once, set as in --method's scores "
+        "(topk, best-add); random",
     )
-    p.add_argument("--method", default="knn", help="name of the scores")
+    p.add_argument("--method", help="name of the scores (knn)")
     p.add_argument(
         "--tower", nargs="+", default=["expert"], help="tower of the heads, or several (default: expert)"
     )
