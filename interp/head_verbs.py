@@ -116,7 +116,8 @@ def _attribute_takes(p: ArgumentParser) -> None:
     p.add_argument("--verify", type=int, default=5, help="best heads of atp to patch for real")
     p.add_argument("--points", type=int, default=5, help="points of integrated gradients")
     p.add_argument(
-        "--part", help="mass: what is looked at (image/<camera>, language, ..., or image/<camera>/padding)"
+        "--part",
+        help="mass: what is looked at (image/<camera>, language, ..., image/<camera>/padding, other)",
     )
 
 
