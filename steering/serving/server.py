@@ -25,6 +25,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import math
 import signal
 import threading
 import time
@@ -72,8 +73,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port {self.port}: ports are 0 to 65535")
-        if not self.frame_mb > 0:
-            raise UsageError(f"frame limit {self.frame_mb} MB: it must be above zero")
+        if not 0 < self.frame_mb * 2**20 < math.inf:
+            raise UsageError(f"frame limit {self.frame_mb} MB: it must be above zero and finite")
         check_seed(self.seed)
 
 
