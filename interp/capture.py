@@ -39,6 +39,7 @@ from interp.policies.preprocessing import states_of
 from interp.policies.protocol import Batch, Observation, Policy
 from interp.policies.spec import PolicySpec
 from interp.runs import Run, Signals, alone, digest, read_json, write_atomic, write_json
+from interp.seeds import check_seed
 from interp.sites import Tap, site_name, tapped
 from interp.units import warn_if_unlike_training
 
@@ -99,6 +100,7 @@ def capture(
     Resumes an interrupted capture, adds towers to a finished one, and returns at once if nothing is missing. Memory
     holds one block of frames. A run of another policy, other data or another seed is refused.
     """
+    check_seed(seed)
     demos = demos.for_policy(policy.spec)
     warn_if_unlike_training(policy, demos)
     wanted = tuple(policy.spec.towers if towers is None else towers)

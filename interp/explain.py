@@ -109,7 +109,7 @@ class HeadPart:
     mean: Effect
     direct: Effect | None
     mass: Mapping[str, float]
-    """Share of attention by part; `<span>/padding` shows nothing. Sums to 1."""
+    """Share of attention by part; `<span>/padding` shows nothing, `other` is of no span. Sums to 1."""
 
     def rms(self, measure: str) -> float:
         effect = getattr(self, measure)

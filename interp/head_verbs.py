@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from interp.errors import UsageError
+from interp.seeds import takes_seed
 from interp.verbs import demos_of, open_run, policy_of, takes_device, towers_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from interp.scores import HeadScores
 
 DEFAULT_TOWERS = ("expert", "vlm")
+PAIRS_ONLY = {"factor": None, "direction": "denoising"}
+PLACE_ONLY = {"span": None, "position": None, "step": None}
+EFFECT_ONLY, PART_ONLY = {"effect": "action"}, {"part": None}
+"""Options that some methods read, and what they are where nobody gave them."""
 
 
 def patch(a: Namespace) -> None:
@@ -29,6 +34,7 @@ def patch(a: Namespace) -> None:
     from interp.patching import patch_heads
 
     settings = None
+    _check_read(a, EFFECT_ONLY if a.method == "patching" else {**PAIRS_ONLY, **PLACE_ONLY})
     if a.method != "patching":
         settings = AblationSettings(a.method, a.effect, frames=a.frames, seed=a.seed)
     asked = () if settings else (*_pairs_asked(a), *_place_asked(a))
@@ -78,6 +84,15 @@ def attribute(a: Namespace) -> None:
     from interp.attribution import atp, atp_qk, direct_scores, integrated
     from interp.mass import mass_scores
 
+    _check_read(a, PAIRS_ONLY if a.method in ("direct", "mass") else {})
+    _check_read(a, PART_ONLY if a.method != "mass" else {})
+    if a.method == "mass" and len(a.towers or ()) > 1:
+        raise UsageError(f"--towers {' '.join(a.towers)}: --method mass scores one tower at a time: name one")
+    if a.method == "direct" and set(a.towers or ("expert",)) != {"expert"}:
+        raise UsageError(
+            f"--towers {' '.join(a.towers)}: --method direct scores the expert, whose heads alone write into the "
+            "action: leave --towers out"
+        )
     asked = () if a.method in ("direct", "mass") else (*_pairs_asked(a), *_towers_asked(a))
     name = _name(a, a.method, *asked)
     run = open_run(a.run)
@@ -109,13 +124,14 @@ def _attribute_takes(p: ArgumentParser) -> None:
     p.add_argument(
         "--method", choices=("atp", "ig", "atp-q", "atp-k", "direct", "mass"), default="atp",
         help="attribution patching; integrated gradients; attribution patching of queries or keys; what a head writes "
-        "into the action; where it looks",
+        "into the action (the expert's alone); where it looks (one tower, the expert)",
     )  # fmt: skip
     _pairs_take(p)
     p.add_argument("--verify", type=int, default=5, help="best heads of atp to patch for real")
     p.add_argument("--points", type=int, default=5, help="points of integrated gradients")
     p.add_argument(
-        "--part", help="mass: what is looked at (image/<camera>, language, ..., or image/<camera>/padding)"
+        "--part",
+        help="mass: what is looked at (image/<camera>, language, ..., image/<camera>/padding, other)",
     )
 
 
@@ -129,7 +145,7 @@ def _pairs_take(p: ArgumentParser) -> None:
     p.add_argument(
         "--frames", type=int, default=60, help="frames of the demonstrations, for methods without pairs"
     )
-    p.add_argument("--towers", nargs="+", default=None, help="towers to score (expert and vlm)")
+    p.add_argument("--towers", nargs="+", help="towers to score (expert and vlm)")
     p.add_argument(
         "--direction",
         choices=("denoising", "noising"),
@@ -140,7 +156,14 @@ def _pairs_take(p: ArgumentParser) -> None:
     p.add_argument("--demos", help="directory of the run's demonstrations, if they have moved")
     takes_device(p)
     p.add_argument("--name", help="name of the scores (by default, what is asked for: patching-noising)")
-    p.add_argument("--seed", type=int, default=0, help="of every draw")
+    takes_seed(p, "of every draw")
+
+
+def _check_read(a: Namespace, unread: Mapping[str, str | None]) -> None:
+    """Refuse what was given although the method does not read it."""
+    for option, default in unread.items():
+        if (value := getattr(a, option)) != default:
+            raise UsageError(f"--{option} {value}: --method {a.method} does not read it: leave it out")
 
 
 # ---- what scores are called: by all that was asked for but sizes and seeds, so that they do not replace others

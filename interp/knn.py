@@ -26,6 +26,7 @@ from interp.heads import Head
 from interp.neighbours import Folds, JointDistances, Metric, errors, nearest, squared_error
 from interp.runs import Run, Signals
 from interp.scores import HeadScores, Null, TowerScores
+from interp.seeds import check_seed
 
 Result = TypeVar("Result")
 
@@ -57,6 +58,18 @@ class KnnSettings:
             raise UsageError(f"unknown target {self.target!r}: known are current, chunk")
         if self.window < 0:
             raise UsageError(f"window must not be negative, not {self.window}")
+
+    @classmethod
+    def of(cls, scores: HeadScores) -> "KnnSettings":
+        """Those of a ranking that `rank` made."""
+        given = scores.settings
+        if "chosen" not in given:
+            raise UsageError(
+                f"scores {scores.method!r} are no k-NN ranking: name one that `robosteer rank` made"
+            )
+        metric = given.get("metric", "cosine")  # older scores do not say
+        ks, target, normalised = tuple(given["ks"]), given["target"], given["normalised"]
+        return cls(given["tokens"], ks, target, normalised, given["window"], metric)
 
     @property
     def units(self) -> str:
@@ -164,6 +177,7 @@ def rank(
     which episode, `permutations` times, and pools all heads; its `best` is what the luckiest head reaches on average.
     With `greedy`, settings["greedy"] holds each tower's `best_add` of n heads.
     """
+    check_seed(seed)
     settings = settings or KnnSettings()
     signals = run.signals()
     if not towers:

@@ -2,7 +2,8 @@
 
 Letterbox bars of an image and padded prompt tokens are not what the policy looks at, but bars are ordinary tokens to
 it and may take much of the mass (openpi #496): they are parts of their own, `image/front/padding`,
-`language/padding`, so that nobody mistakes them for the picture.
+`language/padding`, so that nobody mistakes them for the picture. Tokens that lie in no span, such as those with which
+some policies mark where an image begins and ends, are the part `other`, which there is only where there are such.
 
 Axes: frame (an observation), layer, head; q and k are the pattern's query and key tokens; part, a set of keys.
 """
@@ -30,7 +31,8 @@ from interp.sites import Tap, site_name, tapped
 class AttentionMass:
     """Mean attention from the query tokens to every part of the sequence, over queries and flow steps.
 
-    Parts are token spans; `<span>/padding` is the part of a span that shows nothing. Over all parts a head sums to 1.
+    Parts are token spans; `<span>/padding` is the part of a span that shows nothing, and `other` what lies between
+    spans. Over all parts a head sums to 1.
     """
 
     tower: str
@@ -118,7 +120,8 @@ def parts_of(
         parts[name] = inside & ~empty
         if span.grid is not None or name == "language":
             parts[f"{name}/padding"] = inside & empty
-    return parts
+    between = ~torch.stack(list(parts.values())).any(dim=0)
+    return {**parts, "other": between} if between.any() else parts
 
 
 def bars(policy: Policy, shape: tuple[int, ...], grid: tuple[int, int]) -> Bool[np.ndarray, "row column"]:

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from interp.demos import Demonstrations
 from interp.policies.protocol import Policy
+from interp.seeds import check_seed
 
 
-def keyed_noise(policy: Policy, *key: int, draws: int = 1) -> Float[Tensor, "draw horizon max_action_dim"]:
+def keyed_noise(
+    policy: Policy, seed: int, *key: int, draws: int = 1
+) -> Float[Tensor, "draw horizon max_action_dim"]:
     """The noise that belongs to a key like (seed, episode, frame): another key, other noise."""
-    word = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    word = int(np.random.SeedSequence((check_seed(seed), *key)).generate_state(1, np.uint64)[0])
     return policy.noise(draws, torch.Generator().manual_seed(word >> 1))
 
 

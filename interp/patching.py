@@ -39,6 +39,7 @@ from interp.errors import UsageError
 from interp.noise import keyed_noise
 from interp.policies.protocol import Batch, Observation, Policy
 from interp.scores import HeadScores, TowerScores
+from interp.seeds import check_seed
 from interp.sweep import BUDGET, Stage
 
 Direction = Literal["denoising", "noising"]
@@ -76,6 +77,7 @@ class Pairs:
             raise UsageError(
                 f"{n} pairs of {len(demos.episodes)} episodes: pairs need at least two episodes, and n >= 1"
             )
+        check_seed(seed)
         length = _prompt_length_of_frames(policy, demos)
         frames = np.flatnonzero(_have_partners(demos, length))
         if not len(frames):

@@ -71,7 +71,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
-    """A path beside `target` for the block to make a directory at, which is then renamed to it; what was there goes.
+    """A path beside `target` for the block to make a directory at, or a file, which is then renamed to it; what was
+    there goes.
 
     If the block fails, nothing of it stays and what was there is untouched.
     """

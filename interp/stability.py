@@ -16,6 +16,7 @@ Axis names: split, half (two a split), head (live heads of one tower).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from interp.knn import KnnSettings, Problem, grid
 from interp.neighbours import errors
 from interp.runs import Run
 from interp.scores import HeadScores, Null, TowerScores
+from interp.seeds import check_seed
 
 
 def stability(
@@ -44,15 +46,15 @@ def stability(
     Settings, k and n are the ranking's. `settings["agreement"]` has the mean and the central 95 % over splits of each
     measure, and what chance gives. The null is random ranks. A frequency has no interval: splits overlap.
     """
-    if "chosen" not in scores.settings:
-        raise UsageError(f"scores {scores.method!r} are no k-NN ranking: stability needs one")
+    settings = KnnSettings.of(scores)
     if scores.data != run.data or scores.policy != run.policy:
         raise UsageError(f"the scores are not of run {run.path}: rank it first")
+    check_seed(seed)
     if splits < 1:
         raise UsageError(f"splits must be at least 1, not {splits}")
     scored, agreement = {}, {}
     for tower, choice in scores.settings["chosen"].items():
-        problem = Problem(run, tower, _settings(scores, choice["k"]))
+        problem = Problem(run, tower, replace(settings, ks=(choice["k"],)))
         top = choice["n"] if n is None else n
         if not 1 <= top < len(problem.heads):
             raise UsageError(
@@ -87,12 +89,6 @@ def stability(
             "agreement": agreement,
         },
     )
-
-
-def _settings(scores: HeadScores, k: int) -> KnnSettings:
-    given = scores.settings
-    metric = given.get("metric", "cosine")  # older scores do not say
-    return KnnSettings(given["tokens"], (k,), given["target"], given["normalised"], given["window"], metric)
 
 
 def _halves(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.devices import DEVICES
+from interp.seeds import takes_seed
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ def _capture_takes(p: ArgumentParser) -> None:
     p.add_argument("--run", required=True, help="run directory to make or resume")
     p.add_argument("--towers", nargs="+", help="vision, vlm, expert (all by default)")
     takes_device(p)
-    p.add_argument("--seed", type=int, default=0, help="seed of the flow's start noise")
+    takes_seed(p, "seed of the flow's start noise")
     p.add_argument(
         "--footage",
         nargs="?",
@@ -114,7 +115,7 @@ def _rank_takes(p: ArgumentParser) -> None:
         help="rank halves of the demonstrations, too, and say how often a head is in the top (20 splits)",
     )
     p.add_argument("--name", default="knn", help="name of the scores")
-    p.add_argument("--seed", type=int, default=0, help="of every draw")
+    takes_seed(p, "of every draw")
 
 
 def explain(a: Namespace) -> None:
@@ -200,7 +201,7 @@ def _factors_takes(p: ArgumentParser) -> None:
     p.add_argument("--policy", help="directory of the run's policy, if it has moved")
     p.add_argument("--demos", help="directory of the run's demonstrations, if they have moved")
     takes_device(p)
-    p.add_argument("--seed", type=int, default=0, help="of every draw")
+    takes_seed(p, "of every draw")
 
 
 # ---- what verbs open

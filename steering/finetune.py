@@ -42,6 +42,7 @@ from interp.errors import UsageError
 from interp.policies import Policy, load_policy
 from interp.runs import read_json, write_json
 from interp.scores import HeadScores, now
+from interp.seeds import check_seed
 from interp.units import warn_if_unlike_training
 from steering.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, steps_in
 from steering.draws import Draw
@@ -95,8 +96,7 @@ def finetune(
     """
     directory = Path(directory)
     recipe = recipe if steps is None else replace(recipe, steps=steps)
-    if seed < 0:
-        raise UsageError(f"seed {seed}: seeds start at 0")
+    check_seed(seed)
     if checkpoint_every < 1:
         raise UsageError(f"a checkpoint every {checkpoint_every} steps: it takes at least 1")
     if not len(demos):

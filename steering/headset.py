@@ -31,6 +31,7 @@ from interp.heads import Head
 from interp.policies import Policy, PolicySpec
 from interp.runs import read_json, write_json
 from interp.scores import HeadScores
+from interp.seeds import check_seed
 
 SCHEMA = 1
 
@@ -109,7 +110,7 @@ def random_heads(spec: PolicySpec, k: int, tower: str, seed: int, policy: str | 
     """k live heads of a tower, uniformly and without replacement: the control for whether choice matters."""
     live = spec.live_heads([tower])
     _check_k(k, len(live), tower)
-    picks = np.random.default_rng(seed).choice(len(live), size=k, replace=False)
+    picks = np.random.default_rng(check_seed(seed)).choice(len(live), size=k, replace=False)
     return HeadSet(tuple(live[i] for i in picks), policy=policy, method=f"random (seed {seed})")
 
 

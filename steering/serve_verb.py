@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from interp.seeds import takes_seed
 from interp.verbs import open_demos, open_policy, takes_device
 from steering.options import named_values
 
@@ -59,7 +60,7 @@ def serve_takes(p: ArgumentParser) -> None:
     p.add_argument("--demos", help="demonstrations that --ablate mean averages over")
     takes_device(p)
     p.add_argument("--frame-mb", type=float, default=32, help="largest frame that is accepted")
-    p.add_argument("--seed", type=int, default=0, help="of the flow noise")
+    takes_seed(p, "of the flow noise")
 
 
 def _named_heads(text: str, policy: Policy) -> Sequence[Head]:

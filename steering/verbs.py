@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.errors import UsageError
+from interp.seeds import seed, takes_seed
 from interp.verbs import check_device, demos_of, open_run, policy_of, takes_device
 from steering.export_verb import export, export_takes
 from steering.options import named_values
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
 def select(a: Namespace) -> None:
     """Choose heads by rank, at random or by hand, and save them as a heads file of the run."""
     from interp.heads import Head
-    from interp.knn import best_add, topk
+    from interp.knn import KnnSettings, best_add, topk
     from interp.runs import read_json
     from steering.headset import HeadSet, best_heads, parse_heads, random_heads, united, worst_heads
 
     run = open_run(a.run)
+    if a.method and (a.heads or a.by == "random"):
+        how = f"--heads {a.heads}" if a.heads else "--by random"
+        raise UsageError(f"--method {a.method}: {how} reads no scores: leave one of the two out")
     if a.heads and Path(a.heads).is_file():
         if len(a.tower) > 1:
             raise UsageError(
@@ -47,16 +51,20 @@ def select(a: Namespace) -> None:
     elif a.by == "random":
         parts = [random_heads(run.spec, a.top, tower, a.seed, run.policy) for tower in a.tower]
         name, chosen = a.name or f"random-{a.top}", united(parts)
-    elif a.by in ("topk", "best-add"):
-        found = [(topk if a.by == "topk" else best_add)(run, a.top, tower) for tower in a.tower]
-        joint = ", ".join(f"k={f.k}, joint error {f.error:.4g}" for f in found)
-        heads = tuple(head for f in found for head in f.heads)
-        method = f"{a.method} {a.by} ({joint})"
-        name, chosen = a.name or f"{a.by}-{a.top}", HeadSet(heads, run.policy, method, data=run.data)
     else:
-        pick, scores = best_heads if a.by == "score" else worst_heads, run.read_scores(a.method)
-        parts = [pick(scores, a.top, tower) for tower in a.tower]
-        name, chosen = a.name or f"{a.by}-{a.top}", united(parts)
+        method = a.method or "knn"
+        scores, name = run.read_scores(method), a.name or f"{a.by}-{a.top}"
+        for tower in a.tower:
+            scores.tower(tower)
+        if a.by in ("topk", "best-add"):
+            choose, settings = topk if a.by == "topk" else best_add, KnnSettings.of(scores)
+            found = [choose(run, a.top, tower, settings) for tower in a.tower]
+            joint = ", ".join(f"k={f.k}, joint error {f.error:.4g}" for f in found)
+            heads = tuple(head for f in found for head in f.heads)
+            chosen = HeadSet(heads, run.policy, f"{method} {a.by} ({joint})", data=run.data)
+        else:
+            pick = best_heads if a.by == "score" else worst_heads
+            chosen = united([pick(scores, a.top, tower) for tower in a.tower])
     print(run.save_selection(name, chosen.to_json()))
     print(f"{len(chosen.heads)} heads: {', '.join(map(str, chosen.heads))}")
 
@@ -67,9 +75,10 @@ def _select_takes(p: ArgumentParser) -> None:
         "--by",
         choices=("score", "topk", "best-add", "bottom", "random"),
         default="score",
-        help="best or worst (bottom) of --method's scores; k-NN on several heads at once (topk, best-add); random",
+        help="best or worst (bottom) of --method's scores; k-NN on several heads at once, set as in --method's scores "
+        "(topk, best-add); random",
     )
-    p.add_argument("--method", default="knn", help="name of the scores")
+    p.add_argument("--method", help="name of the scores (knn)")
     p.add_argument(
         "--tower", nargs="+", default=["expert"], help="tower of the heads, or several (default: expert)"
     )
@@ -79,7 +88,7 @@ def _select_takes(p: ArgumentParser) -> None:
         help="by hand: expert.L3H5,expert.L4H0; or a heads file, ours or the published form (of --tower)",
     )
     p.add_argument("--name", help="name of the selection")
-    p.add_argument("--seed", type=int, default=0, help="of --by random")
+    takes_seed(p, "of --by random")
 
 
 def finetune(a: Namespace) -> None:
@@ -156,7 +165,7 @@ def _finetune_takes(p: ArgumentParser) -> None:
     p.add_argument("--checkpoint-every", type=int, default=50, help="steps between two checkpoints")
     p.add_argument("--cache-mb", type=float, default=2048, help="memory for activations that are frozen")
     takes_device(p, " (under accelerate launch, cuda is a device a process)")
-    p.add_argument("--seed", type=int, default=0, help="of every draw of the training")
+    takes_seed(p, "of every draw of the training")
 
 
 def evaluate(a: Namespace) -> None:
@@ -276,7 +285,7 @@ def _evaluate_takes(p: ArgumentParser) -> None:
         "in LIBERO object, language, task, position, or all of visual, linguistic, physical, all",
     )
     p.add_argument("--n", type=int, default=100, help="episodes a suite")
-    p.add_argument("--seed", type=int, default=0, help="seed of the first episode; the same seeds pair arms")
+    takes_seed(p, "seed of the first episode; the same seeds pair arms")
     p.add_argument("--workers", type=int, default=2, help="processes, each with a policy and an environment")
     takes_device(p, "; every worker holds a copy")
     p.add_argument(
@@ -292,7 +301,7 @@ def _evaluate_takes(p: ArgumentParser) -> None:
         help="a suite of your own, e.g. light=0.5 (knobs: docs/evaluate.md)",
     )
     p.add_argument("--again", action="store_true", help="run episodes again that were run before")
-    p.add_argument("--video", type=int, nargs="+", default=[], metavar="SEED", help="film these episodes")
+    p.add_argument("--video", type=seed, nargs="+", default=[], metavar="SEED", help="film these episodes")
     p.add_argument("--video-format", choices=("gif", "mp4"), default="gif", help="mp4 needs PyAV")
 
 

@@ -61,7 +61,7 @@ def read(
 ) -> Run:
     """A new run at `path` with what is in the file. It appears when all of it is there."""
     file, path = Path(file), Path(path)
-    with hdf5(file) as opened, appearing(path, path.with_name(f"{path.name}.partial")) as temporary:
+    with hdf5(file) as opened, appearing(path) as temporary:
         places = list(_places(opened, file))
         shapes = _shapes(opened, places, file)
         labels = [_labels(opened[place.group], file) for place in places]

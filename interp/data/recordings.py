@@ -3,7 +3,6 @@
 A directory appears by rename when all of it is written; one that is there is left alone.
 """
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from tqdm import tqdm
 
 from interp.errors import UsageError
+from interp.runs import whole_directory
 from testbed.dataset import ACTION, STATE, DatasetWriter, Form, Take, Vector
 
 Keyframes = Callable[["Recording"], Bool[np.ndarray, " frame"]]
@@ -140,24 +140,19 @@ def _listed(sizes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 @contextmanager
-def appearing(path: str | Path, temporary: Path | None = None) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block ends well and removed when it does not."""
+def appearing(path: str | Path) -> Iterator[Path]:
+    """Where to write what is renamed to `path` when the block ends well, and removed when it does not.
+
+    No other process writes there, and its name is that of `path`. What is at `path`, from the first or by the end, is
+    left alone: an error.
+    """
     path = Path(path)
+    _check_free(path)
+    with whole_directory(path) as temporary:
+        yield temporary
+        _check_free(path)
+
+
+def _check_free(path: Path) -> None:
     if path.exists():
         raise UsageError(f"{path} already exists: remove it or choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary or path.with_name(f".{path.name}.partial")
-    _remove(temporary)
-    try:
-        yield temporary
-        temporary.rename(path)
-    except BaseException:
-        _remove(temporary)
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -4,9 +4,9 @@ visual      the same state under another look: `Tabletop.twin`
 linguistic  the same state with another instruction of the same length in tokens
 physical    the state with one body, the arm, the fingers or the hand's mount moved, and everything else where it was
 
-Every edit says whether the right action differs (semantic) or not (nuisance). Recolouring the target is a nuisance
-where its noun alone tells which object is meant; where a rival of its kind lies on the table, exchanging their colours
-changes which one the instruction means.
+Every edit says whether the right action differs (semantic) or not (nuisance). Another colour of the target, painted or
+said, is a nuisance where its noun alone tells which object is meant; where a rival of its kind lies on the table,
+exchanging their colours, or saying the rival's, changes which one the instruction means.
 
 Lengths in metres, angles in radians, as in testbed/variation.py.
 """
@@ -138,10 +138,19 @@ def _painted(scene: Scene, colours: dict[str, str]) -> Observation:
 
 
 def _colour_word(scene: Scene) -> list[str]:
-    layout = scene.env.layout
-    others = [layout.colours[body] for body in scene.rivals]
-    words = others or [colour for colour in COLOURS if colour not in layout.colours.values()]
-    return [_replaced(scene.clean.instruction, layout.colour, word) for word in words]
+    """A rival's colour: the instruction now means the rival."""
+    return _of_colours(scene, [scene.env.layout.colours[body] for body in scene.rivals])
+
+
+def _absent_colour(scene: Scene) -> list[str]:
+    """A colour that nothing on the table has; where the noun alone tells which object is meant."""
+    if scene.rivals:
+        return []
+    return _of_colours(scene, [c for c in COLOURS if c not in scene.env.layout.colours.values()])
+
+
+def _of_colours(scene: Scene, colours: Sequence[str]) -> list[str]:
+    return [_replaced(scene.clean.instruction, scene.env.layout.colour, colour) for colour in colours]
 
 
 def _object_word(scene: Scene) -> list[str]:
@@ -301,6 +310,7 @@ EDITS: dict[str, dict[str, Edit[Scene]]] = {
     },
     "linguistic": {
         "colour-word": Edit("semantic", _say(_colour_word)),
+        "absent-colour": Edit("nuisance", _say(_absent_colour)),
         "object-word": Edit("semantic", _say(_object_word)),
         "verb": Edit("semantic", _say(_verb)),
         "paraphrase": Edit("nuisance", _say(_paraphrase)),

@@ -7,7 +7,17 @@ server.py     the server: one inference at a time, clear errors, a graceful stop
 """
 
 from steering.serving.layouts import LAYOUTS, Reader
-from steering.serving.live import LivePolicy, mean_z
+from steering.serving.live import LivePolicy, Means, mean_z
 from steering.serving.server import PolicyServer, Settings, serve, switch_heads
 
-__all__ = ["LAYOUTS", "LivePolicy", "PolicyServer", "Reader", "Settings", "mean_z", "serve", "switch_heads"]
+__all__ = [
+    "LAYOUTS",
+    "LivePolicy",
+    "Means",
+    "PolicyServer",
+    "Reader",
+    "Settings",
+    "mean_z",
+    "serve",
+    "switch_heads",
+]

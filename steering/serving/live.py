@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.demos import Demonstrations
@@ -29,15 +30,27 @@ from interp.edits import z_values
 from interp.errors import UsageError, unknown
 from interp.heads import Head
 from interp.policies import Observation, Policy
+from interp.policies.protocol import Batch
 from interp.sites import Tap, site_name, tapped
 
 Ablation = Literal["zero", "mean"]
 
 
+@dataclass(frozen=True)
+class Means:
+    """Mean z of every head over reference frames."""
+
+    z: Mapping[str, Tensor]
+    """By site name: [1, pos, head, d_head], in the expert [step, 1, pos, head, d_head], in vision with a camera axis
+    before pos."""
+    seen: Bool[Tensor, " token"]
+    """Prefix tokens that are real in some reference frame: where the vlm has a mean."""
+
+
 class LivePolicy:
     """A policy whose heads can be switched off and on between samples. Not for several threads at once."""
 
-    def __init__(self, policy: Policy, means: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, policy: Policy, means: Means | None = None) -> None:
         """`means` (from `mean_z`) are what mean ablation puts in a head's place; without them there is only zero."""
         self.policy = policy
         self.off: tuple[Head, ...] = ()
@@ -53,20 +66,36 @@ class LivePolicy:
         by_site: dict[str, list[int]] = {}
         for head in off:
             by_site.setdefault(site_name(head.tower, head.layer, "attn.hook_z"), []).append(head.index)
-        if ablation == "mean" and (without := [site for site in by_site if site not in (self._means or {})]):
+        if ablation == "mean" and (
+            without := [site for site in by_site if self._means is None or site not in self._means.z]
+        ):
             raise UsageError(
                 f"mean ablation of {without[0]}: its mean is not known; give demonstrations, or use zero"
             )
-        values = self._means if ablation == "mean" else None
-        self._taps = {site: _replaced(index, (values or {}).get(site)) for site, index in by_site.items()}
+        means = self._means.z if self._means and ablation == "mean" else {}
+        self._taps = {site: _replaced(index, means.get(site)) for site, index in by_site.items()}
         self.off, self.ablation = off, ablation
 
     @torch.no_grad()
     def sample(self, observation: Observation, noise_seed: int) -> Float[np.ndarray, "horizon action"]:
-        """One action chunk in robot units, from the noise of `noise_seed`."""
+        """One action chunk in robot units, from the noise of `noise_seed`.
+
+        A prompt longer than all that the means are of is refused while heads of the vlm have the mean in their place.
+        """
         batch, noise = self.policy.batch([observation]), self.policy.noise(1, seed=noise_seed)
+        self._check_seen(batch)
         with tapped(self.policy, self._taps) if self._taps else nullcontext():
             return self.policy.sample(batch, noise)[0].float().cpu().numpy()
+
+    def _check_seen(self, batch: Batch) -> None:
+        if self._means is None or self.ablation != "mean" or all(head.tower != "vlm" for head in self.off):
+            return
+        seen = self._means.seen
+        if (batch["attention_mask"].bool().to(seen.device) & ~seen).any():
+            raise UsageError(
+                "mean ablation of the vlm: this prompt is longer than that of every reference frame, so its last "
+                "tokens have no mean: serve with demonstrations of longer prompts, or use zero"
+            )
 
 
 def _replaced(index: Sequence[int], mean: Tensor | None) -> Tap:
@@ -90,11 +119,8 @@ def mean_z(
     *,
     frames: int = 60,
     seed: int = 0,
-) -> dict[str, Tensor]:
-    """Mean z of every head by site name, over `frames` frames taken evenly from the demonstrations.
-
-    [1, pos, head, d_head], in the expert [step, 1, pos, head, d_head], in vision with a camera axis before pos.
-    """
+) -> Means:
+    """Mean z of every head, over `frames` frames taken evenly from the demonstrations."""
     if frames < 1:
         raise UsageError(f"frames = {frames}: a mean needs at least one frame")
     demos, towers = demos.for_policy(policy.spec), tuple(towers or policy.spec.towers)
@@ -110,7 +136,8 @@ def mean_z(
             weighted = exactly(z) * mask if name.startswith("vlm.") else exactly(z)
             totals[name] = totals.get(name, 0) + weighted
     device = batch["state"].device
-    return {
+    means = {
         name: (total / (words.clamp(min=1) if name.startswith("vlm.") else len(rows))).float().to(device)
         for name, total in totals.items()
     }
+    return Means(means, (words > 0).flatten())

@@ -25,6 +25,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import math
 import signal
 import threading
 import time
@@ -42,6 +43,7 @@ from websockets.http11 import Request, Response
 
 from interp.errors import UsageError
 from interp.heads import Head
+from interp.seeds import check_seed
 from steering.card import base_name
 from steering.episode import noise_seed
 from steering.serving.layouts import Reader
@@ -71,10 +73,9 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port {self.port}: ports are 0 to 65535")
-        if not self.frame_mb > 0:
-            raise UsageError(f"frame limit {self.frame_mb} MB: it must be above zero")
-        if self.seed < 0:
-            raise UsageError(f"seed {self.seed}: seeds start at 0")
+        if not 0 < self.frame_mb * 2**20 < math.inf:
+            raise UsageError(f"frame limit {self.frame_mb} MB: it must be above zero and finite")
+        check_seed(self.seed)
 
 
 class PolicyServer:

@@ -13,6 +13,7 @@ from knn_kit import naive_errors, planted_run
 import robosteer
 from interp.capture import capture
 from interp.data.activations import read, write
+from interp.data.recordings import appearing
 from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.knn import KnnSettings, rank
@@ -137,6 +138,39 @@ def test_a_run_becomes_a_file_and_the_file_the_same_run(policy: Policy, tmp_path
     assert again.signals().instruction == run.signals().instruction
     ours, theirs = (rank(r, KnnSettings(ks=(2,)), permutations=0).tower("expert").value for r in (run, again))
     assert np.array_equal(ours, theirs)
+
+
+def test_what_lies_beside_the_run_is_left_alone(file: Path, tmp_path: Path) -> None:
+    """Whatever it is called: this one somebody else was to finish."""
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial/mine.txt").write_text("weeks of work")
+    read(file, tmp_path / "run", progress=False)
+    with h5py.File(tmp_path / "broken.hdf5", "w") as broken:
+        broken["task/episode_000/frame_0000/action_label"] = np.zeros(5)
+    with pytest.raises(UsageError):
+        read(tmp_path / "broken.hdf5", tmp_path / "other", progress=False)
+    assert (tmp_path / "run.partial/mine.txt").read_text() == "weeks of work"
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {"activations.hdf5", "broken.hdf5", "run", "run.partial"}
+
+
+def test_two_at_once_do_not_write_into_each_other_and_the_first_that_ends_stays(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+
+    def both() -> None:
+        with appearing(path) as slow:
+            slow.mkdir()
+            (slow / "half").touch()
+            with appearing(path) as fast:
+                assert not fast.exists()
+                fast.mkdir()
+                (fast / "whole").touch()
+            assert [each.name for each in slow.iterdir()] == ["half"]
+
+    with pytest.raises(UsageError, match="run already exists"):
+        both()
+    assert [each.name for each in path.iterdir()] == ["whole"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_commands_do_it(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -307,6 +308,32 @@ def test_letterbox_bars_are_padding(policy: Policy) -> None:
     np.testing.assert_allclose(found.mass["image/front"][0, 0], rows[:, 1] + rows[:, 2], atol=1e-5)
     assert (found.mass["image/wrist/padding"] == 0).all()
     assert found.content()["image/front"].max() > found.mass["image/front"].max()
+
+
+class Between:
+    """A policy that says of the wrist camera's tokens that they are of no span: as SmolVLA's begin and end of image."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        spans = {name: span for name, span in policy.spec.spans.items() if name != "image/wrist"}
+        self.spec = replace(policy.spec, spans=spans, cameras=("front",))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+
+@pytest.mark.parametrize("tower", ["expert", "vlm"])
+def test_tokens_of_no_span_are_a_part_of_their_own_where_there_are_any(policy: Policy, tower: str) -> None:
+    observations, noise = random_observations(1), policy.noise(1, 0)
+    whole = attention_mass(policy, observations, noise, tower=tower).mass
+    found = attention_mass(Between(policy), observations, noise, tower=tower).mass
+    assert "other" not in whole
+    np.testing.assert_allclose(found["other"], whole["image/wrist"] + whole["image/wrist/padding"], atol=1e-5)
+    assert found["other"].max() > 0.1
+    np.testing.assert_allclose(sum(found.values()), 1, atol=1e-5)
+    seen = watch(Between(policy), observations, noise)
+    np.testing.assert_allclose(seen.mass[tower].sum(axis=-1), 1, atol=1e-5)
+    assert seen.parts.count("other") == 1
 
 
 def test_mass_of_a_tower_or_span_that_is_not_there_is_an_error(policy: Policy) -> None:

@@ -20,6 +20,7 @@ from interp.patching import prompt_lengths
 from interp.policies import Observation, Policy, load_policy
 from interp.runs import Run
 from testbed.expert import Expert
+from testbed.scene import kind_of
 from testbed.tabletop import Tabletop
 from testbed.tasks import PRETRAINING, TARGETS
 from testbed.variation import TestbedError
@@ -159,14 +160,19 @@ def test_words_mean_what_their_label_says(env: Tabletop, tiny_pi0: Policy) -> No
                 for name, edit in tabletop_edits.EDITS["linguistic"].items()
                 if (twin := edit.corrupt(scene)) is not None
             }
-            assert set(said) >= {"colour-word", "object-word", "paraphrase"}, task
+            colour_edit = "colour-word" if scene.rivals else "absent-colour"
+            assert set(said) - {"verb"} == {colour_edit, "object-word", "paraphrase"}, task
             assert said["paraphrase"] in own - {env.instruction}
             assert not {said[name] for name in set(said) - {"paraphrase"}} & own
-            words, clean = said["colour-word"].split(), env.instruction.split()
+            words, clean = said[colour_edit].split(), env.instruction.split()
             (place,) = [at for at, word in enumerate(words) if word != clean[at]]
             assert clean[place] == colour
-            if scene.rivals:
-                assert words[place] == env.layout.colours[scene.rivals[0]]
+            # The right action differs if and only if an object of that colour and that noun lies there.
+            there = {(colour, kind_of(body)) for body, colour in env.layout.colours.items()}
+            meant = (words[place], env.task.target) in there
+            assert tabletop_edits.EDITS["linguistic"][colour_edit].kind == (
+                "semantic" if meant else "nuisance"
+            )
 
 
 def test_a_carried_object_goes_with_the_hand(env: Tabletop, tiny_pi0: Policy) -> None:

@@ -193,6 +193,24 @@ def test_mistakes_are_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> 
         (("attribute", "--method", "mass", "--part", "ceiling"), "unknown part"),
         (("attribute", "--method", "ig", "--towers", "vision"), "take atp for vision"),
         (("attribute", "--factor", "moral"), "unknown factor 'moral'"),
+        (
+            ("attribute", "--method", "mass", "--towers", "vlm", "expert"),
+            "--towers vlm expert: --method mass",
+        ),
+        (("attribute", "--method", "direct", "--towers", "vlm"), "--towers vlm: --method direct scores the"),
+        (
+            ("attribute", "--method", "direct", "--towers", "expert", "vlm"),
+            "--towers expert vlm: --method direct",
+        ),
+        (
+            ("attribute", "--method", "direct", "--factor", "visual"),
+            "--factor visual: --method direct does not",
+        ),
+        (("attribute", "--method", "mass", "--direction", "noising"), "--direction noising: --method mass"),
+        (("attribute", "--method", "ig", "--part", "state"), "--part state: --method ig does not read it"),
+        (("patch", "--method", "mean", "--position", 0), "--position 0: --method mean does not read it"),
+        (("patch", "--method", "zero", "--factor", "visual"), "--factor visual: --method zero does not read"),
+        (("patch", "--effect", "loss"), "--effect loss: --method patching does not read it"),
     ):
         status, _, err = say(capsys, words[0], "--run", run.path, *words[1:])
         lines = [line for line in err.splitlines() if line.strip()]

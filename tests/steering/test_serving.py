@@ -2,6 +2,7 @@
 can do harm to another."""
 
 import asyncio
+import math
 import re
 import signal
 import subprocess
@@ -217,7 +218,13 @@ def test_settings_that_cannot_work_are_named(policy: Policy, port: int) -> None:
         # In a thread: where browser tests ran before, Playwright's event loop still owns this one.
         with pytest.raises(UsageError, match=message), ThreadPoolExecutor(1) as alone:
             alone.submit(asyncio.run, server.run()).result()
-    for wrong in ({"port": 70_000}, {"frame_mb": 0}, {"seed": -1}):
+    for wrong in (
+        {"port": 70_000},
+        {"frame_mb": 0},
+        {"frame_mb": math.inf},
+        {"frame_mb": math.nan},
+        {"seed": -1},
+    ):
         with pytest.raises(UsageError):
             Settings(**wrong)  # type: ignore[arg-type]
 

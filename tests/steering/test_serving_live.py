@@ -3,6 +3,7 @@
 import json
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_the_mean_is_the_mean(policy: Policy, demos: Demonstrations, observation
         noise = policy.noise(1, 2 + row)
         found = z_values(policy, policy.spec.towers, lambda b=batch, n=noise: policy.denoise(b, n))  # type: ignore[misc]
         seen.append((found, batch["attention_mask"][0].bool()))
-    for name, mean in means.items():
+    for name, mean in means.z.items():
         if name.startswith("vlm."):
             for token in range(mean.shape[1]):
                 there = [z[name][0, token] for z, mask in seen if mask[token]]
@@ -80,11 +81,33 @@ def test_the_mean_is_the_mean(policy: Policy, demos: Demonstrations, observation
     live = LivePolicy(policy, means)
     live.switch(HEADS, "mean")
     stage = Stage(policy, policy.batch([observations[0]]))
-    chunk = stage.denoise(policy.noise(1, 9), [Edit(HEADS)], means)[0, 0]
+    chunk = stage.denoise(policy.noise(1, 9), [Edit(HEADS)], means.z)[0, 0]
     np.testing.assert_allclose(
         live.sample(observations[0], 9), policy.unnormalise_actions(chunk).numpy(), rtol=0, atol=2e-6
     )
     live.switch(())
+
+
+def test_a_prompt_longer_than_any_that_the_mean_is_of_is_refused_and_the_server_goes_on(
+    tiny_policy_dir: Path, demos: Demonstrations, observations: list[Observation]
+) -> None:
+    """Its last words have no mean, and zero is another ablation."""
+    policy = load_policy(tiny_policy_dir)
+    brief = replace(demos, instructions=("press the button",) * len(demos.instructions))
+    live = LivePolicy(policy, mean_z(policy, brief, frames=3))
+    long = replace(observations[0], instruction="pick up the red cube")
+    short = replace(observations[0], instruction="push the button")
+    with serving(policy, live=live) as port:
+        switch_heads(port, ["vlm.L1H0", "expert.L0H1"], "mean")
+        with pytest.raises(
+            RuntimeError, match="prompt is longer than that of every reference frame"
+        ) as error:
+            robot(port).infer(as_testbed(long))
+        assert "Traceback" not in str(error.value)
+        assert np.isfinite(robot(port).infer(as_testbed(short))["actions"]).all()
+        for heads, ablation in ((["expert.L0H1"], "mean"), (["vlm.L1H0"], "zero")):  # these need no such mean
+            switch_heads(port, heads, ablation)
+            assert np.isfinite(robot(port).infer(as_testbed(long))["actions"]).all()
 
 
 def test_what_cannot_be_switched_off_is_named_and_changes_nothing(policy: Policy) -> None:
