@@ -8,8 +8,7 @@ from pathlib import Path
 from interp.errors import UsageError
 from interp.runs import write_atomic
 from steering.compare import compare_entries
-from steering.reproduce.claims import MAIN_NAMES
-from steering.reproduce.plan import Plan
+from steering.reproduce.plan import BOTH, LORA_EVERYWHERE, Plan
 from steering.reproduce.records import read_records
 from steering.reproduce.report import readme_table, report
 from steering.results import IN_DOMAIN, Entry
@@ -17,6 +16,8 @@ from steering.results import IN_DOMAIN, Entry
 START, END = "<!-- adaptation -->", "<!-- /adaptation -->"
 FIGURE = "docs/adaptation.svg"
 """Beside the README."""
+SHOWN = ("base", "aligned", "random-k", "lora", BOTH.name, LORA_EVERYWHERE.name, "paper", "full")
+"""Arms of the README's figure: all of them, in notebook 3, are more than one glance takes."""
 
 
 def publish(plan: Plan, results: Path, out: Path, readme: Path | None = None) -> list[Path]:
@@ -38,7 +39,7 @@ def _figure(entries: Sequence[Entry]) -> bytes:
         raise UsageError(
             f"the figure cannot be drawn ({error}): pip install matplotlib, or leave --readme out"
         ) from error
-    main = [e for e in entries if e.arm in MAIN_NAMES and e.result.suite == IN_DOMAIN]
+    main = [e for e in entries if e.arm in SHOWN and e.result.suite == IN_DOMAIN]
     with style():
         return svg(by_task(compare_entries(main, against="base")))
 
