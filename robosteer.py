@@ -58,6 +58,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         kept = getattr(arguments, "run", "") is not None  # an evaluation may do without a run
         after = "the same command goes on from here" if kept else "without --run nothing is kept"
+        if kept and getattr(arguments, "again", False):
+            after = (
+                "a result that was there stays until its new one is complete; the same command begins anew"
+            )
         print(f"\nrobosteer {arguments.verb}: stopped; {after}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (head, less) has seen enough

@@ -291,7 +291,11 @@ def _evaluate_takes(p: ArgumentParser) -> None:
         metavar="KNOB=VALUE",
         help="a suite of your own, e.g. light=0.5 (knobs: docs/evaluate.md)",
     )
-    p.add_argument("--again", action="store_true", help="run episodes again that were run before")
+    p.add_argument(
+        "--again",
+        action="store_true",
+        help="run all episodes again and replace results of this name, also another policy's",
+    )
     p.add_argument("--video", type=int, nargs="+", default=[], metavar="SEED", help="film these episodes")
     p.add_argument("--video-format", choices=("gif", "mp4"), default="gif", help="mp4 needs PyAV")
 

@@ -107,13 +107,20 @@ def test_benchmarks_are_listed_and_run():
     assert "did you mean hooks" in refused("bench", "hook") or "hooks" in refused("bench", "hook")
 
 
-@pytest.mark.parametrize(("run", "said"), [("runs/mug", "goes on from here"), (None, "nothing is kept")])
-def test_a_stop_says_what_is_kept(monkeypatch, capsys, run, said):
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"run": "runs/mug"}, "goes on from here"),
+        ({"run": None}, "nothing is kept"),
+        ({"run": "runs/mug", "again": True}, "begins anew"),
+    ],
+)
+def test_a_stop_says_what_is_kept(monkeypatch, capsys, asked, said):
     def stopped(arguments: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
-    asked = argparse.Namespace(run_verb=stopped, verb="evaluate", run=run)
-    monkeypatch.setattr(robosteer.Parser, "parse_args", lambda self, words: asked)
+    words = argparse.Namespace(run_verb=stopped, verb="evaluate", **asked)
+    monkeypatch.setattr(robosteer.Parser, "parse_args", lambda *_: words)
     assert robosteer.main(["evaluate"]) == 130
     assert said in capsys.readouterr().err
 
