@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,9 +28,11 @@ def select(a: Namespace) -> None:
     """Choose heads by rank, at random or by hand, and save them as a heads file of the run."""
     from interp.heads import Head
     from interp.knn import best_add, topk
-    from interp.runs import read_json
+    from interp.runs import check_name, read_json
     from steering.headset import HeadSet, best_heads, parse_heads, random_heads, united, worst_heads
 
+    if a.name:  # before anything is computed for it
+        check_name(a.name, "name of the selection")
     run = open_run(a.run)
     if a.heads and Path(a.heads).is_file():
         if len(a.tower) > 1:
@@ -84,18 +87,20 @@ def _select_takes(p: ArgumentParser) -> None:
 
 def finetune(a: Namespace) -> None:
     """Train what a recipe says, by default the chosen heads' query rows and output columns, on the demonstrations."""
+    from interp.runs import check_name
     from steering.finetune import finetune as train
     from steering.ranks import is_first, local_device
     from steering.recipes import PUBLISHED, Recipe
     from steering.retain import check_coefficients, retain
 
+    name = check_name(a.name or a.recipe, "name of the job")
     run = open_run(a.run)
     check_coefficients(a.retain)
     settings = {k: getattr(a, k) for k in ("steps", "lr", "form") if getattr(a, k) is not None}
     published = PUBLISHED if a.published else {}
     recipe = Recipe.named(a.recipe, **{**published, **named_values("--set", a.set), **settings})
     policy, demos = policy_of(run, a.policy, local_device(a.device)), demos_of(run, a.demos)
-    directory = run.path / "jobs" / (a.name or a.recipe)
+    directory = run.path / "jobs" / name
     done = train(
         policy,
         demos,
@@ -178,6 +183,9 @@ def evaluate(a: Namespace) -> None:
     cameras = {camera: str(image) for camera, image in named_values("--camera", a.camera).items()}
     chosen = (suites.custom(variation),) if variation else suites.choose(a.suite, where.suites)
     subject = _subject(a, run)
+    task = re.sub(r"[^A-Za-z0-9._+-]+", "-", where.task)
+    called = subject.name if run else f"{subject.name}-{task}"
+    stems = [file_stem(called, suite.name) for suite in chosen] if run or a.video else []
     done = suites.run_suites(
         subject,
         where.task,
@@ -204,10 +212,8 @@ def evaluate(a: Namespace) -> None:
             interval = f"95 % {paired.low:+.0%} to {paired.high:+.0%}"
             line += f"\n  paired with {paired.against}: {paired.difference:+.0%} ({interval})"
         tqdm.write(line + (f"\n  {path}{'' if new else ' (was there)'}" if path else ""))
-    for suite, result in zip(chosen, results, strict=True) if a.video else ():
+    for suite, result, stem in zip(chosen, results, stems, strict=True) if a.video else ():
         folder = run.path / "videos" if run else Path()
-        task = where.task.replace(":", "-")
-        stem = file_stem(subject.name if run else f"{subject.name}-{task}", suite.name)
         films = {seed: folder / f"{stem}-seed{seed}.{a.video_format}" for seed in a.video}
         scored = {e.seed: e for e in result.episodes}
         shown = film(
