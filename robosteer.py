@@ -1,6 +1,6 @@
 """The command line: ties the verbs of the packages together. `robosteer VERB --help` says what each takes.
 
-Bad input is one line on stderr and status 2.
+Bad input is one line on stderr and status 2; what fails for another reason that we know is status 1.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     usual, warnings.formatwarning = warnings.formatwarning, _in_a_line
-    from interp.errors import UsageError
+    from concurrent.futures.process import BrokenProcessPool
+
+    from interp.errors import Failure, UsageError
     from testbed.variation import TestbedError
 
     try:
@@ -55,6 +57,16 @@ def main(words: Sequence[str] | None = None) -> int:
     except (UsageError, TestbedError) as error:
         print(f"robosteer {arguments.verb}: {error}", file=sys.stderr)
         return 2
+    except Failure as error:
+        print(f"robosteer {arguments.verb}: {error}", file=sys.stderr)
+        return 1
+    except BrokenProcessPool:
+        said = "a worker was killed, as the system does when memory runs out: run the same command again"
+        for option in ("workers", "processes"):
+            if hasattr(arguments, option):
+                said += f", with fewer --{option} than {getattr(arguments, option)} if it happens again"
+        print(f"robosteer {arguments.verb}: {said}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         kept = getattr(arguments, "run", "") is not None  # an evaluation may do without a run
         after = "the same command goes on from here" if kept else "without --run nothing is kept"

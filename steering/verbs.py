@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interp.errors import UsageError
 from interp.verbs import check_device, demos_of, open_run, policy_of, takes_device
@@ -242,16 +242,30 @@ def _about(result: Result) -> str:
 
 def _subject(a: Namespace, run: Run | None) -> Subject:
     """Who is evaluated and under which name: a finetuned policy brings the summary of its training along."""
-    from interp.runs import read_json
     from steering.suites import Subject
 
     policy = a.policy or (run.info["policy"]["source"] if run else "tiny-pi0")
-    summary = Path(policy).parent / "summary.json"
-    training = read_json(summary) if a.policy and summary.is_file() else None
+    training = _training_of(Path(policy)) if a.policy else None
     name = a.name or (Path(policy).parent.name if training else Path(policy).name)
     arm = training["recipe"]["name"] if training else ("base" if not a.policy else name)
     fingerprint = training["policy"] if training else run.policy if run and not a.policy else None
     return Subject(policy, name, arm, training, fingerprint)
+
+
+def _training_of(policy: Path) -> dict[str, Any] | None:
+    """The summary of the training that made the policy; what else may be called summary.json beside it is not ours."""
+    from interp.runs import read_json
+
+    path = policy.parent / "summary.json"
+    if not policy.is_dir() or not path.is_file():
+        return None
+    try:
+        found = read_json(path)
+    except UsageError:
+        return None
+    recipe = found.get("recipe")
+    ours = {"schema", "policy"} <= found.keys() and isinstance(recipe, dict) and "name" in recipe
+    return found if ours else None
 
 
 def _evaluate_takes(p: ArgumentParser) -> None:

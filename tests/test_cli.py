@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import pytest
 import robosteer
 from interp.demos import Demonstrations
 from interp.policies import load_policy
+from steering.export import ExportError
+from steering.rollouts import RolloutError
 from testbed.demos import record
 
 ROOT = Path(robosteer.__file__).parent
@@ -213,6 +216,34 @@ def test_a_file_that_cannot_be_is_one_line_and_a_bug_is_a_traceback(monkeypatch,
     record = ROOT / "benchmarks/results/reproduce/pick-cube/base.json"
     assert robosteer.main(["compare", str(record), "--out", "/proc/nowhere"]) == 2
     assert capsys.readouterr().err == "robosteer compare: /proc/nowhere: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "fewer"),
+    [
+        ("workers", 4, ", with fewer --workers than 4 if"),
+        ("processes", 2, "--processes than 2"),
+        ("n", 1, "again"),
+    ],
+)
+def test_what_fails_through_no_fault_of_the_users_is_one_line_and_status_1(
+    monkeypatch, capsys, option, value, fewer
+):
+    def failing(error):
+        def verb(arguments):
+            raise error
+
+        words = argparse.Namespace(run_verb=verb, verb="evaluate", **{option: value})
+        monkeypatch.setattr(robosteer.Parser, "parse_args", lambda *_: words)
+        return robosteer.main(["evaluate"])
+
+    for error in (RolloutError("rollout worker 3 died"), ExportError("it differs")):
+        assert failing(error) == 1
+        assert capsys.readouterr().err == f"robosteer evaluate: {error}\n"
+    assert failing(BrokenProcessPool("terminated abruptly")) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "run the same command again" in said
+    assert fewer in said
 
 
 def test_a_taken_port_is_named(tmp_path):

@@ -246,6 +246,24 @@ def test_a_baseline_without_a_run_is_told(capsys: pytest.CaptureFixture[str]) ->
     assert said == "robosteer evaluate: --against base: name the --run that holds these results\n"
 
 
+@pytest.mark.parametrize(
+    "foreign", ['{"loss": 0.1}', '{"schema": 1, "policy": "x", "recipe": "mine"}', "[1]"]
+)
+def test_a_summary_beside_the_policy_that_is_not_ours_says_nothing(
+    tiny_policy_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    foreign: str,
+) -> None:
+    (tmp_path / "pol").symlink_to(tiny_policy_dir)
+    (tmp_path / "summary.json").write_text(foreign)
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "--env", TOY, "--task", "sum", "--n", "1", "--workers", "1", "--policy", "pol"]
+    assert robosteer.main(words) == 0
+    assert capsys.readouterr().out.startswith("pol on sum: ")
+
+
 def test_a_suite_of_ones_own_is_of_no_factor() -> None:
     suite = custom({"light": 0.5})
     assert (suite.factor, suite.condition("pick").options) == (None, {"variation": {"light": 0.5}})
