@@ -144,7 +144,8 @@ def demo(a: argparse.Namespace) -> None:
     interp.verbs.check_device(a.device)
     began, run = time.time(), Path(a.run)
     here = () if a.device == "cpu" else ("--device", a.device)
-    demos = run.parent / f"{run.name}-demonstrations"
+    demos = run.parent / f"{run.name}-{a.task}-{a.episodes}-demonstrations"
+    _check_same_request(run, demos, a.heads)
     if not demos.exists():
         _say("record", "--task", a.task, "--episodes", a.episodes, "--demos", demos)
     _say("capture", "--demos", demos, "--run", run, "--footage", *here)
@@ -162,6 +163,24 @@ def demo(a: argparse.Namespace) -> None:
         _say("app", "--runs", run.parent, "--port", a.port)
 
 
+def _check_same_request(run: Path, demos: Path, heads: int) -> None:
+    """What an earlier demo left in the run is gone on from only if it was asked for the same; told before any step."""
+    from interp.errors import UsageError
+    from interp.runs import read_json
+
+    if (run / "run.json").is_file():
+        made_of = Path(str(interp.verbs.open_run(run).info["data"].get("path")))
+        if made_of.name != demos.name:
+            raise UsageError(
+                f"--run {run} is of {made_of}, and --task and --episodes ask for {demos}: choose another --run"
+            )
+    job = run / "jobs/aligned"
+    if (job / "recipe.json").is_file():
+        trained = len(read_json(job / "recipe.json").get("heads") or ())
+        if trained != heads:
+            raise UsageError(f"--heads {heads}: {job} trains {trained}; choose another --run")
+
+
 def _demo_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--task", default=DEMO_TASK, help="a task of the testbed")
     p.add_argument("--run", default="runs/demo", help="run directory to make or continue")
@@ -174,11 +193,17 @@ def _demo_takes(p: argparse.ArgumentParser) -> None:
 
 
 def _say(*words: object) -> None:
-    """Show a command and run it."""
+    """Show a command and run it. An error says whose it is: the options that it names are that command's."""
+    from interp.errors import UsageError
+    from testbed.variation import TestbedError
+
     line = [str(w) for w in words]
     print(f"\n$ robosteer {shlex.join(line)}", flush=True)
     arguments = build_parser().parse_args(line)
-    arguments.run_verb(arguments)
+    try:
+        arguments.run_verb(arguments)
+    except (UsageError, TestbedError) as error:
+        raise UsageError(f"its step `robosteer {line[0]}`: {error}") from error
 
 
 VERBS = (
