@@ -100,12 +100,19 @@ def app(a: argparse.Namespace) -> None:
     """Open the dashboard over the runs under a directory."""
     from app import serve
 
-    serve(a.runs, host=a.host, port=a.port, allow_launch=a.allow_launch)
+    serve(a.runs, host=a.host, port=a.port, allow_launch=a.allow_launch, allow_hosts=a.allow_host)
 
 
 def _app_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--runs", default="runs", help="directory of runs, or one run")
     p.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; there is no password")
+    p.add_argument(
+        "--allow-host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names by which this machine is asked for, besides its own (0.0.0.0 also answers to any address)",
+    )
     p.add_argument("--port", type=int, default=8050, help="of the dashboard")
     p.add_argument("--allow-launch", action="store_true", help="let its pages start and stop finetunings")
 
