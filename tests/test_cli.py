@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import robosteer
 from interp.demos import Demonstrations
 from interp.policies import load_policy
+from interp.verbs import command_of
 from steering.export import ExportError
 from steering.rollouts import RolloutError
 from testbed.demos import record
@@ -81,6 +83,22 @@ def test_the_loop_from_demonstrations_to_checkpoint(loop):
         chunks[name] = policy.sample(policy.batch(observation), policy.noise(1, 0)).detach().numpy()
     assert np.allclose(chunks["export"], chunks["tuned"], atol=1e-6)
     assert not np.allclose(chunks["export"], chunks["base"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--demos", "my demos", "--run", "runs/mug"],
+        ["--demos", "d", "--run", "r", "--towers", "expert", "vlm", "--seed", "7", "--footage"],
+        ["--demos", "d", "--run", "r", "--policy", "a b's", "--footage", "twins", "--device", "cuda:1"],
+    ],
+)
+def test_the_command_that_a_run_keeps_repeats_it(words):
+    """Through a shell, too."""
+    asked = robosteer.build_parser().parse_args(["capture", *words])
+    program, *repeated = shlex.split(shlex.join(command_of(asked)))
+    assert program == "robosteer"
+    assert robosteer.build_parser().parse_args(repeated) == asked
 
 
 def test_every_verb_explains_itself():
