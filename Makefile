@@ -19,7 +19,7 @@ setup: $(STAMP)
 # torch first and pinned: a bare `torch` may bring several GB of CUDA that nobody asked for.
 $(STAMP): pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "robosteer needs Python 3.11 or newer; set PYTHON=..." >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@bash tools/make-venv.sh $(PYTHON) $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps openpi-client==0.1.2  # what robots run; its own pin of numpy<2 is not needed
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml Makefile
 setup-lerobot: $(LEROBOT_STAMP)
 
 $(LEROBOT_STAMP): pyproject.toml Makefile
-	$(PYTHON) -m venv $(VENV_LEROBOT)
+	@bash tools/make-venv.sh $(PYTHON) $(VENV_LEROBOT)
 	$(VENV_LEROBOT)/bin/python -c 'import torchvision' 2>/dev/null || $(VENV_LEROBOT)/bin/pip install --quiet torch==2.9.1 torchvision==0.24.1
 	old=$$($(VENV_LEROBOT)/bin/python -c 'import sys; print(int(sys.version_info < (3, 12)))') && \
 	$(VENV_LEROBOT)/bin/pip install --quiet --editable '.[lerobot]' $$([ $$old = 1 ] && echo '$(LEROBOT_0.4)' || echo '$(LEROBOT_0.6)') nnsight==0.8.1 peft==0.21.2 'pytest>=8'
@@ -56,7 +56,7 @@ VENV_LIBERO ?= .venv-libero
 setup-libero: $(VENV_LIBERO)/.installed
 
 $(VENV_LIBERO)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV_LIBERO)
+	@bash tools/make-venv.sh $(PYTHON) $(VENV_LIBERO)
 	$(VENV_LIBERO)/bin/python -c 'import torch' 2>/dev/null || $(VENV_LIBERO)/bin/pip install --quiet torch==2.13.0
 	$(VENV_LIBERO)/bin/pip install --quiet --editable '.[libero]' 'pytest>=8'
 	bash tools/system-libraries.sh

@@ -1,6 +1,6 @@
 """The command line: ties the verbs of the packages together. `robosteer VERB --help` says what each takes.
 
-Bad input is one line on stderr and status 2.
+Bad input is one line on stderr and status 2; what fails for another reason that we know is status 1.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     usual, warnings.formatwarning = warnings.formatwarning, _in_a_line
-    from interp.errors import UsageError
+    from concurrent.futures.process import BrokenProcessPool
+
+    from interp.errors import Failure, UsageError
     from testbed.variation import TestbedError
 
     try:
@@ -55,9 +57,23 @@ def main(words: Sequence[str] | None = None) -> int:
     except (UsageError, TestbedError) as error:
         print(f"robosteer {arguments.verb}: {error}", file=sys.stderr)
         return 2
+    except Failure as error:
+        print(f"robosteer {arguments.verb}: {error}", file=sys.stderr)
+        return 1
+    except BrokenProcessPool:
+        said = "a worker was killed, as the system does when memory runs out: run the same command again"
+        for option in ("workers", "processes"):
+            if hasattr(arguments, option):
+                said += f", with fewer --{option} than {getattr(arguments, option)} if it happens again"
+        print(f"robosteer {arguments.verb}: {said}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         kept = getattr(arguments, "run", "") is not None  # an evaluation may do without a run
         after = "the same command goes on from here" if kept else "without --run nothing is kept"
+        if kept and getattr(arguments, "again", False):
+            after = (
+                "a result that was there stays until its new one is complete; the same command begins anew"
+            )
         print(f"\nrobosteer {arguments.verb}: stopped; {after}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (head, less) has seen enough
@@ -84,12 +100,19 @@ def app(a: argparse.Namespace) -> None:
     """Open the dashboard over the runs under a directory."""
     from app import serve
 
-    serve(a.runs, host=a.host, port=a.port, allow_launch=a.allow_launch)
+    serve(a.runs, host=a.host, port=a.port, allow_launch=a.allow_launch, allow_hosts=a.allow_host)
 
 
 def _app_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--runs", default="runs", help="directory of runs, or one run")
     p.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; there is no password")
+    p.add_argument(
+        "--allow-host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names by which this machine is asked for, besides its own (0.0.0.0 also answers to any address)",
+    )
     p.add_argument("--port", type=int, default=8050, help="of the dashboard")
     p.add_argument("--allow-launch", action="store_true", help="let its pages start and stop finetunings")
 
@@ -128,7 +151,8 @@ def demo(a: argparse.Namespace) -> None:
     interp.verbs.check_device(a.device)
     began, run = time.time(), Path(a.run)
     here = () if a.device == "cpu" else ("--device", a.device)
-    demos = run.parent / f"{run.name}-demonstrations"
+    demos = run.parent / f"{run.name}-{a.task}-{a.episodes}-demonstrations"
+    _check_same_request(run, demos, a.heads)
     if not demos.exists():
         _say("record", "--task", a.task, "--episodes", a.episodes, "--demos", demos)
     _say("capture", "--demos", demos, "--run", run, "--footage", *here)
@@ -146,6 +170,24 @@ def demo(a: argparse.Namespace) -> None:
         _say("app", "--runs", run.parent, "--port", a.port)
 
 
+def _check_same_request(run: Path, demos: Path, heads: int) -> None:
+    """What an earlier demo left in the run is gone on from only if it was asked for the same; told before any step."""
+    from interp.errors import UsageError
+    from interp.runs import read_json
+
+    if (run / "run.json").is_file():
+        made_of = Path(str(interp.verbs.open_run(run).info["data"].get("path")))
+        if made_of.name != demos.name:
+            raise UsageError(
+                f"--run {run} is of {made_of}, and --task and --episodes ask for {demos}: choose another --run"
+            )
+    job = run / "jobs/aligned"
+    if (job / "recipe.json").is_file():
+        trained = len(read_json(job / "recipe.json").get("heads") or ())
+        if trained != heads:
+            raise UsageError(f"--heads {heads}: {job} trains {trained}; choose another --run")
+
+
 def _demo_takes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--task", default=DEMO_TASK, help="a task of the testbed")
     p.add_argument("--run", default="runs/demo", help="run directory to make or continue")
@@ -158,11 +200,17 @@ def _demo_takes(p: argparse.ArgumentParser) -> None:
 
 
 def _say(*words: object) -> None:
-    """Show a command and run it."""
+    """Show a command and run it. An error says whose it is: the options that it names are that command's."""
+    from interp.errors import UsageError
+    from testbed.variation import TestbedError
+
     line = [str(w) for w in words]
     print(f"\n$ robosteer {shlex.join(line)}", flush=True)
     arguments = build_parser().parse_args(line)
-    arguments.run_verb(arguments)
+    try:
+        arguments.run_verb(arguments)
+    except (UsageError, TestbedError) as error:
+        raise UsageError(f"its step `robosteer {line[0]}`: {error}") from error
 
 
 VERBS = (

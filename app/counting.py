@@ -1,8 +1,8 @@
 """What a recipe would train, before anything is trained: `steering.recipes.adapt` on a policy without weights.
 
 The network is built on PyTorch's meta device from config.json: shapes without numbers, so that a policy of gigabytes is
-counted in milliseconds and the count is made by the very code that will train. Only transformers' pi0 family is known;
-of another one the count appears when the job has begun.
+counted in milliseconds and the count is made by the very code that will train. Only transformers' pi0 family is known,
+and nothing is loaded from the hub for it: else the count appears when the job has begun.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from interp.errors import UsageError
 from interp.heads import Head
-from interp.policies import policy_directory
-from interp.runs import Run
+from interp.policies import NotHere, policy_directory
+from interp.runs import Run, read_json
 from interp.scores import HeadScores
 from steering.headset import HeadSet
 from steering.recipe import Recipe
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from app.skeleton import Skeleton
 
 _ADAPTING = threading.Lock()  # adapting changes the network in place, and taking it off changes it back
+
+
+class Uncounted(UsageError):
+    """The count is not known before the job begins, which is no reason not to begin it."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,14 @@ def count(
     others: Sequence[HeadScores] = (),
     seed: int = 0,
 ) -> Count:
-    """A UsageError says what the recipe lacks, in the words in which the job would say it."""
+    """A UsageError says what the recipe lacks, in the words in which the job would say it; Uncounted, that the policy
+    is of another family, or not on this machine yet."""
+    try:
+        directory = policy_directory(str(run.info["policy"]["source"]), local_files_only=True)
+    except NotHere as error:
+        raise Uncounted(f"{error}: its parameters are counted when the job begins, which loads it") from error
     from steering.recipes import adapt  # torch takes seconds to import; only counting needs it
 
-    directory = policy_directory(str(run.info["policy"]["source"]))
     with _ADAPTING:
         policy = _skeleton(directory, run)
         adaptation = adapt(policy, recipe, heads, scores, seed, others)
@@ -75,6 +83,11 @@ def head_set(run: Run, chosen: Sequence[str]) -> HeadSet | None:
 def _skeleton(directory: Path, run: Run) -> Skeleton:
     if not (directory / "config.json").is_file():
         raise UsageError(f"the run's policy {directory} is not here: its parameters cannot be counted")
+    family = read_json(directory / "config.json").get("model_type")
+    if family != "pi0":
+        raise Uncounted(
+            f"the parameters of a policy of {family or 'this'} family are counted when its job begins"
+        )
     return _built(directory, run.path, run.policy)
 
 

@@ -3,7 +3,8 @@
 The server reads and writes a person's files and listens on the loopback interface, where every web page open in
 the same browser can reach it.  Three rules keep it private, all applied before any view function runs:
 
-- the Host header must name this machine (else a foreign name that resolves to 127.0.0.1 could read: DNS rebinding);
+- the Host header must name this machine (else a foreign name that resolves to 127.0.0.1 could read: DNS rebinding;
+  where the server listens on every interface any bare address will do, because only names resolve);
 - a POST must come from our own page (Sec-Fetch-Site and Origin: no cross-site request forgery);
 - a path is a page, a file of ours, or 404 (Dash itself answers 200 to everything).
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, abort, request
@@ -46,15 +48,34 @@ def host_name(host: str) -> str | None:
         return None
 
 
-def install(server: Flask, pages: Iterable[str], hosts: Iterable[str] = (), css: str = "") -> None:
-    """Apply the rules to `server`. `pages`: the paths that exist; `hosts`: further names for this machine."""
+def is_address(host: str) -> bool:
+    """Whether this is an IP address, which nobody's name server can give another meaning."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def install(
+    server: Flask,
+    pages: Iterable[str],
+    hosts: Iterable[str] = (),
+    css: str = "",
+    *,
+    any_address: bool = False,
+) -> None:
+    """Apply the rules to `server`. `pages`: the paths that exist; `hosts`: further names for this machine;
+    `any_address`: whether it may be asked for by any IP address."""
     allowed = LOOPBACK | {host.lower() for host in hosts}
+    named = ", ".join([*sorted(allowed), *(["any address"] if any_address else [])])
     known = frozenset(pages)
 
     @server.before_request
     def check() -> Response | None:
-        if host_name(request.host) not in allowed:
-            abort(400, "this dashboard answers only to " + ", ".join(sorted(allowed)))
+        host = host_name(request.host)
+        if host not in allowed and not (any_address and host and is_address(host)):
+            abort(400, f"this dashboard answers only to {named}; robosteer app --allow-host NAME adds a name")
         if request.method not in ("GET", "HEAD", "OPTIONS") and not _ours():
             abort(403, "a request from another site was refused")
         rule = request.url_rule.rule if request.url_rule else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,12 @@ from app import compression, firstpaint, guard, raw, shell, theme
 from app.library import Library
 from app.pages import PAGES
 from interp.errors import UsageError
+
+EVERYWHERE = {
+    "0.0.0.0": (socket.AF_INET, "192.0.2.1"),
+    "::": (socket.AF_INET6, "2001:db8::1"),
+}
+"""Hosts that mean every interface, with an address that is never used (RFC 5737, RFC 3849) to find the way out."""
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -56,12 +63,19 @@ class Dashboard(Dash):
         return str(super().interpolate_index(*args, **parts))
 
 
-def create_app(runs_dir: str | Path, *, hosts: Iterable[str] = (), allow_launch: bool = False) -> Dash:
+def create_app(
+    runs_dir: str | Path,
+    *,
+    hosts: Iterable[str] = (),
+    any_address: bool = False,
+    allow_launch: bool = False,
+) -> Dash:
     """The dashboard over the runs in `runs_dir`, or over the one run that it is.
 
-    `hosts`: names under which this machine may be asked for, besides the loopback ones. A WSGI server can run
-    `create_app(...).server`. `allow_launch`: whether its pages may start and stop jobs.
+    `hosts`: names under which this machine may be asked for, besides the loopback ones; `any_address`: and under any IP
+    address. A WSGI server can run `create_app(...).server`. `allow_launch`: whether its pages may start and stop jobs.
     """
+    hosts = [_host(host) for host in hosts]
     library = Library(runs_dir)
     css = theme.css_variables()
     app = Dashboard(
@@ -79,7 +93,7 @@ def create_app(runs_dir: str | Path, *, hosts: Iterable[str] = (), allow_launch:
     raw.connect(app, library)
     for page in PAGES:
         page.connect(app, library)
-    guard.install(app.server, (page.path for page in PAGES), hosts, css)
+    guard.install(app.server, (page.path for page in PAGES), hosts, css, any_address=any_address)
     compression.install(app.server)
     return app
 
@@ -106,18 +120,59 @@ def listen(app: Dash, host: str = "127.0.0.1", port: int = 8050) -> BaseWSGIServ
 
 
 def serve(
-    runs_dir: str | Path, host: str = "127.0.0.1", port: int = 8050, allow_launch: bool = False
+    runs_dir: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8050,
+    allow_launch: bool = False,
+    allow_hosts: Iterable[str] = (),
 ) -> None:
-    """Serve until interrupted; prints the address once the port is ours."""
-    app = create_app(runs_dir, hosts=[host], allow_launch=allow_launch)
+    """Serve until interrupted; prints the address once the port is ours.
+
+    On `host` 0.0.0.0 or :: other machines are let in: by any address, this machine's own name, and `allow_hosts`.
+    """
+    everywhere = host in EVERYWHERE
+    hosts = [*allow_hosts, *(_own_names() if everywhere else [host])]
+    app = create_app(runs_dir, hosts=hosts, any_address=everywhere, allow_launch=allow_launch)
     server = listen(app, host, port)
     compression.warm(app)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request hides what matters
-    shown = f"[{host}]" if ":" in host else host
-    print(f"robosteer app: http://{shown}:{server.port}/  (Ctrl-C ends it)", flush=True)
+    shown = _own_address(host) if everywhere else host
+    print(f"robosteer app: http://{_bracketed(shown)}:{server.port}/  (Ctrl-C ends it)", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
         pass
     finally:
         server.server_close()
+
+
+# ---- what this machine is called
+
+
+def _host(name: str) -> str:
+    if not guard.is_address(name) and not re.fullmatch(r"[\w.-]+", name):
+        raise UsageError(
+            f"host {name!r}: give a name or an address, such as robot.example, without scheme and port"
+        )
+    return name
+
+
+def _own_names() -> list[str]:
+    """Its host name, and the one that mDNS gives it on a local network."""
+    name = socket.gethostname()
+    return [name, name.partition(".")[0], f"{name.partition('.')[0]}.local"]
+
+
+def _own_address(host: str) -> str:
+    """The address by which other machines reach it; its name, where there is no network. Nothing is sent."""
+    family, anywhere = EVERYWHERE[host]
+    with socket.socket(family, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect((anywhere, 9))
+        except OSError:
+            return socket.gethostname()
+        return str(asking.getsockname()[0])
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,4 +1,4 @@
-"""The one error that users are meant to read."""
+"""The errors that users are meant to read."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,8 +7,15 @@ from difflib import get_close_matches
 class UsageError(ValueError):
     """A foreseeable mistake, in one line: the value, the rule that it breaks, and the fix.
 
-    The command line prints the line to stderr and exits with status 2. Everything else that is raised is a
-    bug.
+    The command line prints the line to stderr and exits with status 2. Everything else that is raised, but a Failure,
+    is a bug.
+    """
+
+
+class Failure(RuntimeError):
+    """What went wrong is not the user's input, and is foreseen: a worker died, an export does not act as it should.
+
+    The command line prints it to stderr, without a traceback of its own, and exits with status 1.
     """
 
 

@@ -258,8 +258,14 @@ def towers_of(names: Sequence[str] | None, policy: Policy) -> Sequence[str]:
 
 
 def command_of(a: Namespace) -> list[str]:
-    shown = {k: v for k, v in vars(a).items() if k not in ("verb", "run_verb") and v not in (None, False)}
-    return ["robosteer", a.verb, *(str(w) for k, v in shown.items() for w in (f"--{k}", v))]
+    """The words that repeat what was asked; `shlex.join` makes a line for a terminal of them."""
+    command = ["robosteer", a.verb]
+    for name, value in vars(a).items():
+        if name in ("verb", "run_verb") or value is None or value is False or value == []:
+            continue
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        command += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return command
 
 
 VERBS = (

@@ -12,6 +12,7 @@ lie (physical). Episode i starts from official initial state i of the variant, s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,7 @@ def place(env: str, task: str | None = None) -> Place:
         raise UsageError(f"--task is missing: say which task of {env} the policy does")
     if env == "tabletop":
         return Place(TABLETOP, task, SUITES)
-    if ":" not in env:
+    if not re.fullmatch(r"[\w.]+:[^:]+", env):
         raise UsageError(
             f"unknown environment {env!r}: use tabletop, a LIBERO task such as libero_spatial:3, "
             "or module:id of a gymnasium environment"

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from interp.demos import Demonstrations
-from interp.errors import UsageError, unknown
+from interp.errors import Failure, UsageError, unknown
 from interp.heads import Head
 from interp.policies import Observation, Policy, load_policy, policy_directory
 from interp.runs import read_json, whole_directory, write_atomic, write_json
@@ -46,7 +46,7 @@ FRAMES = 8
 """Frames of the demonstrations that an exported training is verified on."""
 
 
-class ExportError(RuntimeError):
+class ExportError(Failure):
     """The exported files do not do what the policy does; nothing was left at the destination."""
 
 

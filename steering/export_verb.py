@@ -9,9 +9,10 @@ from interp.verbs import demos_of, open_run, policy_of, takes_device
 
 def export(a: Namespace) -> None:
     """Write a finetuned policy as a checkpoint or a PEFT adapter, reloaded in a fresh process and compared."""
-    from interp.runs import read_json
+    from interp.runs import check_name, read_json
     from steering.export import Names, export_base, export_job
 
+    check_name(a.name, "name of the job")
     run = open_run(a.run)
     default = run.path / "exports" / (a.name if a.format == "merged" else f"{a.name}-{a.format}")
     job, target, demos = run.path / "jobs" / a.name, a.out or default, demos_of(run, a.demos)

@@ -150,6 +150,7 @@ def run_suites(
     execute: int | None = None,
     against: str | None = None,
     again: bool = False,
+    retrained: bool = False,
     workers: int = 2,
     env: str = TABLETOP,
     env_options: Mapping[str, Any] | None = None,
@@ -160,10 +161,11 @@ def run_suites(
     """Yield (result, its file, episodes run now) of every suite as it is done; one set of workers serves all.
 
     With a `directory` results are kept there: episodes that an earlier call ran, of this policy under this very
-    condition, are not run again unless `again` asks for it (and of this policy under another one, only `again` replaces
-    them); and with `against`, results are paired with those of that
-    name, which must be there. Whatever stops this (Ctrl-C, a worker that dies) leaves the episodes of the suite that it
-    stopped there too.
+    condition, are not run again unless `again` asks for it. Results of this policy under another condition, or of
+    another policy, are in the way: they are refused, and only `again` replaces them. So does `retrained` with those of
+    another policy: it says that they are of an earlier training of this one. With `against`, results are paired with
+    those of that name, which must be there. Whatever stops this (Ctrl-C, a worker that dies) leaves the episodes of the
+    suite that it stopped there too, unless a result that they would replace is there.
     """
     if against and directory is None:
         raise UsageError(f"--against {against}: name the --run that holds these results")
@@ -175,7 +177,7 @@ def run_suites(
         subject = replace(subject, fingerprint=load_policy(subject.policy).fingerprint)
     asked = [settings_of(c, subject.policy, seed0, execute, env, cameras) for c in conditions]
     earlier = [
-        None if again or path is None else _earlier(path, subject, settings)
+        None if again or path is None else _earlier(path, subject, settings, retrained)
         for path, settings in zip(paths, asked, strict=True)
     ]
     seeds = range(seed0, seed0 + n)
@@ -202,8 +204,8 @@ def run_suites(
         return replace(result, seconds={**result.seconds, "evaluate": round(spent, 3)})
 
     def keep_part(place: int, evaluation: Evaluation) -> None:
-        path = paths[todo[place]]
-        if path is not None and not (again and path.is_file()):  # a whole result gives way to a whole one
+        path, goes_on = paths[todo[place]], earlier[todo[place]] is not None
+        if path is not None and (goes_on or not path.exists()):  # a whole result gives way to a whole one
             save_result(path, result_of(todo[place], evaluation))
 
     evaluations = evaluate_all(
@@ -263,14 +265,22 @@ def _check_pair(name: str, condition: Mapping[str, Any], seeds: Sequence[int], b
         )
 
 
-def _earlier(path: Path, subject: Subject, settings: Mapping[str, Any]) -> Result | None:
-    """The result of an earlier call; another policy's counts as none, and of this one under other settings it is in
-    the way."""
+def _earlier(
+    path: Path, subject: Subject, settings: Mapping[str, Any], retrained: bool = False
+) -> Result | None:
+    """The result of an earlier call. Another policy's is in the way (`retrained`: it counts as none), and so is one of
+    this policy under other settings."""
     if not path.is_file():
         return None
     result = load_result(path)
     if result.policy != subject.fingerprint:
-        return None
+        if retrained:
+            return None
+        theirs = result.settings.get("policy", result.arm)
+        raise UsageError(
+            f"{path} holds episodes of another policy, {theirs} ({result.policy}), not of {settings['policy']} "
+            f"({subject.fingerprint}): {_MAKE_WAY}"
+        )
     ran = {"rolled_out": result.task, **result.settings}
     compared = (ran.keys() | settings.keys()) - {"policy", *TRAINING}
     if settings["execute"] is None:  # the policy's own, whatever it is
@@ -281,11 +291,9 @@ def _earlier(path: Path, subject: Subject, settings: Mapping[str, Any]) -> Resul
         if ran.get(what) != settings.get(what)
     ]
     if apart:
-        raise UsageError(
-            f"{path} holds episodes of this policy with {'; '.join(apart)}: "
-            "give these another name (--name), or run all --again in their place"
-        )
+        raise UsageError(f"{path} holds episodes of this policy with {'; '.join(apart)}: {_MAKE_WAY}")
     return result
 
 
+_MAKE_WAY = "give these another name (--name), or run all --again in their place"
 _SPOKEN = {"seed0": "seed", "rolled_out": "task"}

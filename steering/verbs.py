@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interp.errors import UsageError
 from interp.seeds import seed, takes_seed
@@ -28,9 +29,11 @@ def select(a: Namespace) -> None:
     """Choose heads by rank, at random or by hand, and save them as a heads file of the run."""
     from interp.heads import Head
     from interp.knn import KnnSettings, best_add, topk
-    from interp.runs import read_json
+    from interp.runs import check_name, read_json
     from steering.headset import HeadSet, best_heads, parse_heads, random_heads, united, worst_heads
 
+    if a.name:  # before anything is computed for it
+        check_name(a.name, "name of the selection")
     run = open_run(a.run)
     if a.method and (a.heads or a.by == "random"):
         how = f"--heads {a.heads}" if a.heads else "--by random"
@@ -93,18 +96,20 @@ def _select_takes(p: ArgumentParser) -> None:
 
 def finetune(a: Namespace) -> None:
     """Train what a recipe says, by default the chosen heads' query rows and output columns, on the demonstrations."""
+    from interp.runs import check_name
     from steering.finetune import finetune as train
     from steering.ranks import is_first, local_device
     from steering.recipes import PUBLISHED, Recipe
     from steering.retain import check_coefficients, retain
 
+    name = check_name(a.name or a.recipe, "name of the job")
     run = open_run(a.run)
     check_coefficients(a.retain)
     settings = {k: getattr(a, k) for k in ("steps", "lr", "form") if getattr(a, k) is not None}
     published = PUBLISHED if a.published else {}
     recipe = Recipe.named(a.recipe, **{**published, **named_values("--set", a.set), **settings})
     policy, demos = policy_of(run, a.policy, local_device(a.device)), demos_of(run, a.demos)
-    directory = run.path / "jobs" / (a.name or a.recipe)
+    directory = run.path / "jobs" / name
     done = train(
         policy,
         demos,
@@ -187,6 +192,9 @@ def evaluate(a: Namespace) -> None:
     cameras = {camera: str(image) for camera, image in named_values("--camera", a.camera).items()}
     chosen = (suites.custom(variation),) if variation else suites.choose(a.suite, where.suites)
     subject = _subject(a, run)
+    task = re.sub(r"[^A-Za-z0-9._+-]+", "-", where.task)
+    called = subject.name if run else f"{subject.name}-{task}"
+    stems = [file_stem(called, suite.name) for suite in chosen] if run or a.video else []
     done = suites.run_suites(
         subject,
         where.task,
@@ -213,10 +221,8 @@ def evaluate(a: Namespace) -> None:
             interval = f"95 % {paired.low:+.0%} to {paired.high:+.0%}"
             line += f"\n  paired with {paired.against}: {paired.difference:+.0%} ({interval})"
         tqdm.write(line + (f"\n  {path}{'' if new else ' (was there)'}" if path else ""))
-    for suite, result in zip(chosen, results, strict=True) if a.video else ():
+    for suite, result, stem in zip(chosen, results, stems, strict=True) if a.video else ():
         folder = run.path / "videos" if run else Path()
-        task = where.task.replace(":", "-")
-        stem = file_stem(subject.name if run else f"{subject.name}-{task}", suite.name)
         films = {seed: folder / f"{stem}-seed{seed}.{a.video_format}" for seed in a.video}
         scored = {e.seed: e for e in result.episodes}
         shown = film(
@@ -245,16 +251,30 @@ def _about(result: Result) -> str:
 
 def _subject(a: Namespace, run: Run | None) -> Subject:
     """Who is evaluated and under which name: a finetuned policy brings the summary of its training along."""
-    from interp.runs import read_json
     from steering.suites import Subject
 
     policy = a.policy or (run.info["policy"]["source"] if run else "tiny-pi0")
-    summary = Path(policy).parent / "summary.json"
-    training = read_json(summary) if a.policy and summary.is_file() else None
+    training = _training_of(Path(policy)) if a.policy else None
     name = a.name or (Path(policy).parent.name if training else Path(policy).name)
     arm = training["recipe"]["name"] if training else ("base" if not a.policy else name)
     fingerprint = training["policy"] if training else run.policy if run and not a.policy else None
     return Subject(policy, name, arm, training, fingerprint)
+
+
+def _training_of(policy: Path) -> dict[str, Any] | None:
+    """The summary of the training that made the policy; what else may be called summary.json beside it is not ours."""
+    from interp.runs import read_json
+
+    path = policy.parent / "summary.json"
+    if not policy.is_dir() or not path.is_file():
+        return None
+    try:
+        found = read_json(path)
+    except UsageError:
+        return None
+    recipe = found.get("recipe")
+    ours = {"schema", "policy"} <= found.keys() and isinstance(recipe, dict) and "name" in recipe
+    return found if ours else None
 
 
 def _evaluate_takes(p: ArgumentParser) -> None:
@@ -300,7 +320,11 @@ def _evaluate_takes(p: ArgumentParser) -> None:
         metavar="KNOB=VALUE",
         help="a suite of your own, e.g. light=0.5 (knobs: docs/evaluate.md)",
     )
-    p.add_argument("--again", action="store_true", help="run episodes again that were run before")
+    p.add_argument(
+        "--again",
+        action="store_true",
+        help="run all episodes again and replace results of this name, also another policy's",
+    )
     p.add_argument("--video", type=seed, nargs="+", default=[], metavar="SEED", help="film these episodes")
     p.add_argument("--video-format", choices=("gif", "mp4"), default="gif", help="mp4 needs PyAV")
 

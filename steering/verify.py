@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from interp.errors import Failure
 from interp.policies import Observation, Policy, load_policy
 from steering.adapter import put_on
 from steering.pi0_adapter import in_transformers_names
@@ -81,7 +82,10 @@ def ask_fresh_process(
             check=False,
         )
         if child.returncode != 0:
-            raise RuntimeError(f"a fresh process could not use {directory}:\n{child.stderr.strip()[-2000:]}")
+            said = child.stderr.strip()[-2000:]
+            raise Failure(
+                f"a fresh process (exit status {child.returncode}) could not use {directory}: {said}"
+            )
         with np.load(reply, allow_pickle=False) as arrays_back:
             return Answer(str(arrays_back["fingerprint"]), arrays_back["chunks"])
 

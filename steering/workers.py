@@ -21,7 +21,7 @@ from typing import Any
 
 import gymnasium
 
-from interp.errors import UsageError
+from interp.errors import Failure, UsageError
 from interp.policies import load_policy
 from steering.episode import Condition, Episode, rollout
 from steering.fit import fit
@@ -29,7 +29,7 @@ from steering.video import Film
 from testbed.processes import leave_with_parent
 
 
-class RolloutError(RuntimeError):
+class RolloutError(Failure):
     """A worker failed in a way that is not the user's input: its traceback, or the signal that ended it."""
 
 
@@ -118,12 +118,12 @@ class Workers:
             where = "while loading" if order is None else f"in the episode with seed {order.seed}"
             raise RolloutError(
                 f"rollout worker {process.pid} died {where} ({_exit_reason(process.exitcode)}); "
-                "with little memory, try fewer workers"
+                "if memory is short, try fewer workers"
             ) from None
         if kind == "usage":
             raise UsageError(payload)
         if kind == "error":
-            raise RolloutError(f"rollout worker {process.pid} failed:\n{payload}")
+            raise RolloutError(f"rollout worker {process.pid} failed: {payload}")
         if kind == "ready":
             self.fingerprint, self.execute = payload
         return payload
@@ -144,7 +144,7 @@ def _work(connection: Connection, job: Job) -> None:
         for condition in job.conditions:
             if condition.task not in envs:
                 options = {"task": condition.task, "image_size": policy.spec.image_size, **job.env_options}
-                envs[condition.task] = gymnasium.make(job.env, disable_env_checker=True, **options)
+                envs[condition.task] = _made(job.env, options)
                 cameras = fit(envs[condition.task], policy.spec, job.cameras)
             if condition.options:  # a bad one is told before any episode
                 envs[condition.task].reset(seed=0, options=dict(condition.options))
@@ -173,7 +173,25 @@ def _work(connection: Connection, job: Job) -> None:
         # a ValueError that somebody gave a name (UsageError, testbed.TestbedError) is bad input in one line
         named = isinstance(error, ValueError) and type(error) is not ValueError
         with suppress(BrokenPipeError, ConnectionResetError):
-            connection.send(("usage", str(error)) if named else ("error", traceback.format_exc()))
+            why = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+            connection.send(("usage", str(error)) if named else ("error", why))
+
+
+def _made(env: str, options: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+    """The environment of that name; one that is not there, or takes other options, is bad input."""
+    try:
+        return gymnasium.make(env, disable_env_checker=True, **options)
+    except (ImportError, gymnasium.error.Error) as error:
+        raise UsageError(f"environment {env}: {_line(error)}") from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        told = ", ".join(options)
+        raise UsageError(f"environment {env} must take {told} (docs/libero.md): {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 @contextmanager

@@ -4,9 +4,11 @@ import argparse
 import errno
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ import pytest
 import robosteer
 from interp.demos import Demonstrations
 from interp.policies import load_policy
+from interp.verbs import command_of
+from steering.export import ExportError
+from steering.rollouts import RolloutError
 from testbed.demos import record
 
 ROOT = Path(robosteer.__file__).parent
@@ -80,6 +85,22 @@ def test_the_loop_from_demonstrations_to_checkpoint(loop):
     assert not np.allclose(chunks["export"], chunks["base"], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--demos", "my demos", "--run", "runs/mug"],
+        ["--demos", "d", "--run", "r", "--towers", "expert", "vlm", "--seed", "7", "--footage"],
+        ["--demos", "d", "--run", "r", "--policy", "a b's", "--footage", "twins", "--device", "cuda:1"],
+    ],
+)
+def test_the_command_that_a_run_keeps_repeats_it(words):
+    """Through a shell, too."""
+    asked = robosteer.build_parser().parse_args(["capture", *words])
+    program, *repeated = shlex.split(shlex.join(command_of(asked)))
+    assert program == "robosteer"
+    assert robosteer.build_parser().parse_args(repeated) == asked
+
+
 def test_every_verb_explains_itself():
     verbs = {function.__name__ for function, _ in robosteer.VERBS}
     assert verbs >= {"capture", "rank", "factors", "attribute", "patch", "explain", "compare", "serve", "app"}
@@ -107,13 +128,20 @@ def test_benchmarks_are_listed_and_run():
     assert "did you mean hooks" in refused("bench", "hook") or "hooks" in refused("bench", "hook")
 
 
-@pytest.mark.parametrize(("run", "said"), [("runs/mug", "goes on from here"), (None, "nothing is kept")])
-def test_a_stop_says_what_is_kept(monkeypatch, capsys, run, said):
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"run": "runs/mug"}, "goes on from here"),
+        ({"run": None}, "nothing is kept"),
+        ({"run": "runs/mug", "again": True}, "begins anew"),
+    ],
+)
+def test_a_stop_says_what_is_kept(monkeypatch, capsys, asked, said):
     def stopped(arguments: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
-    asked = argparse.Namespace(run_verb=stopped, verb="evaluate", run=run)
-    monkeypatch.setattr(robosteer.Parser, "parse_args", lambda self, words: asked)
+    words = argparse.Namespace(run_verb=stopped, verb="evaluate", **asked)
+    monkeypatch.setattr(robosteer.Parser, "parse_args", lambda *_: words)
     assert robosteer.main(["evaluate"]) == 130
     assert said in capsys.readouterr().err
 
@@ -206,6 +234,34 @@ def test_a_file_that_cannot_be_is_one_line_and_a_bug_is_a_traceback(monkeypatch,
     record = ROOT / "benchmarks/results/reproduce/pick-cube/base.json"
     assert robosteer.main(["compare", str(record), "--out", "/proc/nowhere"]) == 2
     assert capsys.readouterr().err == "robosteer compare: /proc/nowhere: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "fewer"),
+    [
+        ("workers", 4, ", with fewer --workers than 4 if"),
+        ("processes", 2, "--processes than 2"),
+        ("n", 1, "again"),
+    ],
+)
+def test_what_fails_through_no_fault_of_the_users_is_one_line_and_status_1(
+    monkeypatch, capsys, option, value, fewer
+):
+    def failing(error):
+        def verb(arguments):
+            raise error
+
+        words = argparse.Namespace(run_verb=verb, verb="evaluate", **{option: value})
+        monkeypatch.setattr(robosteer.Parser, "parse_args", lambda *_: words)
+        return robosteer.main(["evaluate"])
+
+    for error in (RolloutError("rollout worker 3 died"), ExportError("it differs")):
+        assert failing(error) == 1
+        assert capsys.readouterr().err == f"robosteer evaluate: {error}\n"
+    assert failing(BrokenProcessPool("terminated abruptly")) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "run the same command again" in said
+    assert fewer in said
 
 
 def test_a_taken_port_is_named(tmp_path):

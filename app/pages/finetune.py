@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
@@ -201,7 +202,8 @@ def start_job(library: Library, run: Run, form: Form, chosen: list[str]) -> Job:
     others = others_of(library, run)
     asked = training.request(run, form, chosen, others)
     own, theirs = training.given_scores(run, form, others)
-    counting.count(run, training.settings(form), asked.heads, own, theirs, form.seed or 0)
+    with suppress(counting.Uncounted):  # then the job itself says what is wrong
+        counting.count(run, training.settings(form), asked.heads, own, theirs, form.seed or 0)
     return jobs.launch(run, asked, _runs(library))
 
 

@@ -152,7 +152,10 @@ def listing() -> html.Section:
 def counted(run: Run, form: Form, chosen: list[str], others: Mapping[str, Run]) -> tuple[Component, str]:
     asked = training.request(run, form, chosen, others)
     own, theirs = training.given_scores(run, form, others)
-    found = counting.count(run, training.settings(form), asked.heads, own, theirs, form.seed or 0)
+    try:
+        found = counting.count(run, training.settings(form), asked.heads, own, theirs, form.seed or 0)
+    except counting.Uncounted as error:
+        return html.P(str(error), className="rs-muted"), training.typed(run, asked)
     share = found.trained / max(found.total, 1)
     rows = [
         html.Tr([html.Td(group), html.Td(f"{n:,}", className="rs-number")])

@@ -24,6 +24,7 @@ __all__ = [
     "Batch",
     "Block",
     "Letterbox",
+    "NotHere",
     "Observation",
     "Policy",
     "PolicySpec",
@@ -33,6 +34,10 @@ __all__ = [
     "load_policy",
     "policy_directory",
 ]
+
+
+class NotHere(UsageError):
+    """A policy of the hub of which this machine has no copy yet."""
 
 
 def load_policy(name: str | Path, device: str | torch.device = "cpu") -> Policy:
@@ -102,8 +107,9 @@ def _load_lerobot(directory: Path, kind: str, device: str | torch.device, source
     return load(directory, kind, device, source)
 
 
-def policy_directory(name: str) -> Path:
-    """Where a policy of that name lies; asks the hub for what is neither embedded nor a directory."""
+def policy_directory(name: str, *, local_files_only: bool = False) -> Path:
+    """Where a policy of that name lies; asks the hub for what is neither embedded nor a directory, or with
+    `local_files_only` its cache here: gigabytes may come otherwise. NotHere if that has no copy."""
     if name == "tiny-pi0":
         from testbed import TINY_PI0
 
@@ -113,10 +119,13 @@ def policy_directory(name: str) -> Path:
         return path
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            return Path(snapshot_download(name))
+            return Path(snapshot_download(name, local_files_only=local_files_only))
         except Exception as error:  # offline, not found, not allowed: the hub has a dozen classes for it
+            if local_files_only and isinstance(error, LocalEntryNotFoundError):
+                raise NotHere(f"policy {name!r} is no directory, and not loaded from the hub yet") from error
             first = str(error).strip().splitlines()[0]
             raise UsageError(
                 f"policy {name!r} is no directory, and the hub has no answer: {first}"

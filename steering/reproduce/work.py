@@ -143,7 +143,14 @@ def perform(plan: Plan, work: Path, job: Job) -> list[Result]:
         subject = Subject(POLICY, job.arm.name, job.arm.recipe)
     suites = [*job.suites, *(suite for suite in _of_another(directory, subject) if suite not in job.suites)]
     done = run_suites(
-        subject, job.task, choose(suites), plan.n, directory=directory, workers=1, progress=False
+        subject,
+        job.task,
+        choose(suites),
+        plan.n,
+        directory=directory,
+        retrained=True,
+        workers=1,
+        progress=False,
     )
     return [result for result, _, _ in done]
 

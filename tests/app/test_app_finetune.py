@@ -8,18 +8,23 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from app_kit import DATA, Site, Tab, make_run, make_scores
+from huggingface_hub.errors import LocalEntryNotFoundError
 from job_kit import PROGRAM, until
 from random_policy import build_policy
 
 from app import create_app, jobs, listen, training
-from app.counting import count, head_set
+from app.counting import Uncounted, count, head_set
 from app.jobs import jobs_of
+from app.library import Library
+from app.pages.finetune import start_job
+from app.pages.training_cards import counted
 from app.training import Form
 from interp.errors import UsageError
 from interp.policies import load_policy
-from interp.runs import Run
+from interp.runs import Run, write_json
 from robosteer import build_parser
 from steering.recipes import NAMES, Recipe, adapt
 
@@ -51,6 +56,48 @@ def test_parameters_are_counted_without_weights(real: Run) -> None:
         adaptation.remove()
     with pytest.raises(UsageError, match="needs a head set"):
         count(real, Recipe.named("aligned"), None)
+
+
+@pytest.mark.parametrize("elsewhere", ["hub", "family"])
+def test_what_cannot_be_counted_yet_can_be_started_and_nothing_is_loaded_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: str
+) -> None:
+    """A policy of the hub that this machine does not have, and one that the core cannot build."""
+
+    def snapshot(name: str, local_files_only: bool = False) -> str:
+        assert name == "owner/policy"
+        assert local_files_only, "a page would load gigabytes from the hub"
+        raise LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    source, says = "owner/policy", "not loaded from the hub yet"
+    if elsewhere == "family":
+        source, says = str(tmp_path / "smolvla"), "of this family are counted when its job begins"
+        Path(source).mkdir()
+        Path(source, "config.json").write_text('{"type": "smolvla"}')
+    run = make_run(tmp_path / "runs" / "first")
+    write_json(run.path / "run.json", {**run.info, "policy": {**run.info["policy"], "source": source}})
+    library = Library(tmp_path / "runs")
+    run, form, heads = library.open("first"), Form("aligned", name="mine"), ["expert.L3H2"]
+    with pytest.raises(Uncounted, match=says):
+        count(run, Recipe.named("aligned"), head_set(run, heads))
+    said, command = counted(run, form, heads, {})
+    assert says in str(said)
+    assert command.startswith("robosteer finetune")
+    started = []
+    monkeypatch.setattr(jobs, "launch", lambda run, asked, runs: started.append(asked))
+    start_job(library, run, form, heads)
+    assert [asked.name for asked in started] == ["mine"]
+
+
+def test_a_policy_that_has_moved_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "first")
+    source = {**run.info["policy"], "source": str(tmp_path / "moved")}
+    write_json(run.path / "run.json", {**run.info, "policy": source})
+    library = Library(tmp_path / "runs")
+    with pytest.raises(UsageError, match=r"unknown policy .*moved"):
+        start_job(library, library.open("first"), Form("aligned", name="mine"), ["expert.L3H2"])
+    assert not (run.path / "jobs").exists()
 
 
 def test_what_is_asked_is_what_could_be_typed(real: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 from app_kit import POLICY, make_run, make_scores
 from flask.testing import FlaskClient
 
-from app import create_app, listen, raw
+import robosteer
+from app import create_app, listen, raw, server
 from app.library import Library, scores_of
 from app.selections import best, combine, linked, read_upload, save, saved_sets
 from interp.errors import UsageError
@@ -67,6 +69,48 @@ def test_no_path_leads_to_other_files(client: FlaskClient, path: str) -> None:
 def test_only_this_machines_names_are_answered(client: FlaskClient, host: str, status: int) -> None:
     assert client.get("/", headers={"Host": host}).status_code == status
     assert client.get("/_dash-layout", headers={"Host": host}).status_code == status
+
+
+def test_where_other_machines_are_let_in_a_foreign_name_is_not(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `robosteer app --host 0.0.0.0 --allow-host Robot.example`, on a machine called arm7.lab."""
+    served = []
+    monkeypatch.setattr(socket, "gethostname", lambda: "Arm7.lab")
+    monkeypatch.setattr(server.BaseWSGIServer, "serve_forever", lambda self: served.append(self))
+    words = ["app", "--runs", str(run.path), "--host", "0.0.0.0", "--port", "0"]
+    assert robosteer.main([*words, "--allow-host", "Robot.example"]) == 0
+    (listening,) = served
+    printed = re.search(r"http://(.*):(\d+)/ ", capsys.readouterr().out)
+    assert printed
+    assert printed.group(1) != "0.0.0.0"
+    port, client = printed.group(2), listening.app.test_client()
+
+    def status(host: str) -> int:
+        return int(client.get("/", headers={"Host": f"{host}:{port}"}).status_code)
+
+    for host in (
+        printed.group(1),
+        "192.168.1.5",
+        "[fe80::1]",
+        "arm7.lab",
+        "arm7",
+        "ARM7.local",
+        "robot.example",
+    ):
+        assert status(host) == 200, host
+    for host in ("evil.example", "192.168.1.5.evil.example", "arm8", "0x7f.1"):
+        assert status(host) == 400, host
+    assert robosteer.main([*words, "--allow-host", "http://robot:8050"]) == 2
+    assert "without scheme and port" in capsys.readouterr().err
+
+
+def test_one_interface_answers_to_its_own_address_only(run: Run) -> None:
+    with create_app(run.path, hosts=["192.168.1.5"]).server.test_client() as client:
+        answers = {
+            h: client.get("/", headers={"Host": h}).status_code for h in ("192.168.1.5", "192.168.1.6")
+        }
+    assert answers == {"192.168.1.5": 200, "192.168.1.6": 400}
 
 
 @pytest.mark.parametrize(

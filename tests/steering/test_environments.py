@@ -128,6 +128,24 @@ def test_evaluating_without_libero_ends_with_one_line(
     assert said.startswith("robosteer evaluate: LIBERO is not installed: `make setup-libero`")
 
 
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ("nosuch:Env-v0", "environment nosuch:Env-v0: No module named 'nosuch'"),
+        ("gymnasium:Nope-v0", "environment gymnasium:Nope-v0: Environment `Nope` doesn't exist"),
+        ("gymnasium:CartPole-v1", "environment gymnasium:CartPole-v1 must take task, image_size"),
+        (":Env-v0", "unknown environment ':Env-v0': use tabletop, "),
+    ],
+)
+def test_an_environment_that_is_not_there_ends_with_one_line(
+    tiny_policy_dir: Path, capfd: pytest.CaptureFixture[str], env: str, says: str
+) -> None:
+    words = ["evaluate", "--policy", str(tiny_policy_dir), "--task", "x", "--n", "1", "--workers", "1"]
+    assert robosteer.main([*words, "--env", env]) == 2
+    (said,) = capfd.readouterr().err.strip().splitlines()
+    assert said.startswith(f"robosteer evaluate: {says}")
+
+
 @needs_libero
 def test_a_random_policy_is_rolled_out_in_libero_and_fails_for_a_reason(tmp_path: Path) -> None:
     policy = build_policy(tmp_path / "random")

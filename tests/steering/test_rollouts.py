@@ -181,7 +181,8 @@ def test_a_worker_that_dies_is_named_with_its_episode(tiny_policy_dir: Path) -> 
 
 
 def test_a_bug_in_an_episode_comes_with_its_traceback(tiny_policy_dir: Path) -> None:
-    with pytest.raises(RolloutError, match=r"(?s)Traceback.*toy_env.*operands could not be broadcast"):
+    line = r"rollout worker \d+ failed: ValueError: operands could not be broadcast together\n"
+    with pytest.raises(RolloutError, match=rf"(?s){line}Traceback.*toy_env"):
         toy(tiny_policy_dir, "bug", workers=1)
     assert not children()
 

@@ -159,6 +159,20 @@ def test_what_an_interruption_leaves_unfinished_is_kept(
     assert hard.read_bytes() == before, "a whole result is replaced by a whole one"
 
 
+@pytest.mark.parametrize("allowed", ["again", "retrained"])
+def test_a_part_never_takes_the_place_of_another_policys_result(
+    tiny_policy_dir: Path, tmp_path: Path, allowed: str
+) -> None:
+    """The new policy's worker dies in the episode with seed 3, after three that were run."""
+    crash = Suite("crash", task="crash")
+    whole = Result("tuned", "aligned", "sum", "pi0-1", (Episode(0, True, 1),), suite="crash")
+    path = save_result(result_path(tmp_path, "tuned", "crash"), whole)
+    before = path.read_bytes()
+    with pytest.raises(RolloutError, match="died in the episode with seed 3"):
+        run(tiny_policy_dir, tmp_path, [crash], n=5, workers=1, **{allowed: True})
+    assert path.read_bytes() == before
+
+
 def test_what_was_run_before_a_worker_died_is_kept(tiny_policy_dir: Path, tmp_path: Path) -> None:
     crash = Suite("crash", task="crash")  # in the episode with seed 3
     with pytest.raises(RolloutError, match="died in the episode with seed 3"):
@@ -178,7 +192,7 @@ def test_another_condition_than_the_baselines_is_told_before_anything_is_run(tmp
         run("no-such-policy", tmp_path, [dataclasses.replace(EASY, task="crash")], n=1, against="base")
 
 
-def test_results_of_another_policy_are_not_believed_and_of_another_condition_not_replaced(
+def test_results_of_another_policy_or_condition_are_neither_believed_nor_replaced(
     tiny_policy_dir: Path, other_policy_dir: Path, policy: Policy, tmp_path: Path
 ) -> None:
     settings = {"seed0": 0, "execute": policy.spec.execute, "env": TOY, "rolled_out": "sum", **EASY.options}
@@ -188,9 +202,18 @@ def test_results_of_another_policy_are_not_believed_and_of_another_condition_not
     once: dict[str, Any] = {"n": 1, "workers": 1}
     path = save_result(result_path(tmp_path, "tuned", "easy"), kept)
     assert run(tiny_policy_dir, tmp_path, [EASY], **once) == [("easy", [(0, True)], 0)]
-    assert run(other_policy_dir, tmp_path, [EASY], **once) == [("easy", [(0, True)], 1)]
-    assert load_result(path).episodes[0].steps == 5
-    save_result(path, kept)
+    before = path.read_bytes()
+    with pytest.raises(
+        UsageError,
+        match=rf"easy.json holds episodes of another policy, aligned \({policy.fingerprint}\).*--name.*--again",
+    ):
+        run(other_policy_dir, tmp_path, [EASY], **once)
+    assert path.read_bytes() == before
+    for allowed in ("again", "retrained"):
+        found = run(other_policy_dir, tmp_path, [EASY], **once, **{allowed: True})
+        assert found == [("easy", [(0, True)], 1)]
+        assert load_result(path).policy != policy.fingerprint
+        save_result(path, kept)
     harder = dataclasses.replace(EASY, options=HARD.options)
     known = {**once, "fingerprint": policy.fingerprint}
     for suite, changes, apart in (
@@ -221,6 +244,24 @@ def test_a_baseline_without_a_run_is_told(capsys: pytest.CaptureFixture[str]) ->
     assert robosteer.main(["evaluate", "--task", "pick", "--n", "1", "--against", "base"]) == 2
     said = capsys.readouterr().err
     assert said == "robosteer evaluate: --against base: name the --run that holds these results\n"
+
+
+@pytest.mark.parametrize(
+    "foreign", ['{"loss": 0.1}', '{"schema": 1, "policy": "x", "recipe": "mine"}', "[1]"]
+)
+def test_a_summary_beside_the_policy_that_is_not_ours_says_nothing(
+    tiny_policy_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    foreign: str,
+) -> None:
+    (tmp_path / "pol").symlink_to(tiny_policy_dir)
+    (tmp_path / "summary.json").write_text(foreign)
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "--env", TOY, "--task", "sum", "--n", "1", "--workers", "1", "--policy", "pol"]
+    assert robosteer.main(words) == 0
+    assert capsys.readouterr().out.startswith("pol on sum: ")
 
 
 def test_a_suite_of_ones_own_is_of_no_factor() -> None:
