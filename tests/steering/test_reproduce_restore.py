@@ -1,0 +1,112 @@
+"""Promises of the reproduction's work directory: what records hold is not measured again, what the plan asks otherwise
+is, and all suites of an arm are of one policy."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from record_kit import result
+
+from interp.knn import best_add
+from interp.policies import load_policy
+from interp.runs import Run
+from steering.recipes import Recipe
+from steering.reproduce.experiment import done, keep, restore
+from steering.reproduce.plan import Arm, Plan, Study
+from steering.reproduce.records import read_records, write_record
+from steering.reproduce.work import perform, results_path, run_path
+from steering.results import result_path, save_result
+from steering.suites import SUITES
+
+ONE = Plan("quick", (Study("success", "?", (Arm("base"),), tasks=("press-button-hard",)),), seeds=(0,), n=2)
+
+
+def test_what_records_hold_is_not_measured_again(tmp_path: Path) -> None:
+    kept = tmp_path / "results"
+    base = load_policy("tiny-pi0").fingerprint
+    command = "robosteer reproduce --quick --tasks press-button-hard --arms base"
+    measured = result("base", "in-domain", "10", task="press-button-hard", policy=base, heads=None)
+    settings = {"rolled_out": "press-button-hard", "execute": 2, "seed": 0}
+    path = write_record(kept, [(0, replace(measured, settings=settings))], command)
+    assert path is not None
+    before = path.read_bytes()
+
+    restore(tmp_path / "new", kept)
+    assert all(done(ONE, tmp_path / "new", job) for job in ONE.jobs())
+    restore(tmp_path / "new", kept)
+    keep(ONE, tmp_path / "new", kept, "press-button-hard", Arm("base"))
+    assert path.read_bytes() == before
+
+    more = replace(ONE, n=3)  # adds an episode, and does not run the two again: their made-up lengths stay
+    assert not all(done(more, tmp_path / "new", job) for job in more.jobs())
+    (job,) = more.jobs()
+    (found,) = perform(more, tmp_path / "new", job)
+    assert found.episodes[:2] == measured.episodes
+    assert len(found.episodes) == 3
+
+
+def test_what_was_trained_with_another_recipe_is_not_done(tmp_path: Path) -> None:
+    arm = Arm("retain", heads=3)
+    plan = Plan("quick", (Study("s", "?", (arm,), tasks=("press-button-hard",)),), seeds=(0, 1), n=1, steps=4)
+    for seed, steps in ((0, 4), (1, 3)):
+        recipe = {**Recipe.named("aligned", steps=steps).to_json(), "name": "retain", "of": "aligned"}
+        made = result(arm.name, "in-domain", "1", task="press-button-hard")
+        settings = {"rolled_out": "press-button-hard", "execute": 2, "recipe": recipe, "seed": seed}
+        directory = results_path(tmp_path, "press-button-hard", seed)
+        save_result(result_path(directory, arm.name, "in-domain"), replace(made, settings=settings))
+    assert [done(plan, tmp_path, job) for job in plan.jobs()] == [True, False]
+    keep(plan, tmp_path, tmp_path / "results", "press-button-hard", arm)
+    assert [e.result.settings["seed"] for e in read_records(tmp_path / "results")] == [0]
+
+
+def test_what_was_tried_before_a_suite_changed_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or rates under half the light and under hardly less would stand in one row."""
+    task, base = "press-button-hard", load_policy("tiny-pi0").fingerprint
+    plan = replace(ONE, studies=(replace(ONE.studies[0], suites=("lighting",)),))
+    (job,) = plan.jobs()
+    before = replace(SUITES["lighting"], options={"variation": {"light": 0.5}})
+    ran = {"rolled_out": task, "execute": 2, **before.options}
+    measured = result("base", "lighting", "11", task=task, policy=base, heads=None, settings=ran)
+    kept = tmp_path / "results"
+    write_record(kept, [(0, measured)], "")
+    restore(tmp_path / "work", kept)
+    assert [e.result.settings["variation"] for e in read_records(kept)] == [{"light": 0.5}]
+    assert not done(plan, tmp_path / "work", job)
+
+    with monkeypatch.context() as then:
+        then.setitem(SUITES, "lighting", before)
+        assert done(plan, tmp_path / "work", job)
+
+    (found,) = perform(plan, tmp_path / "work", job)
+    assert found.settings["variation"] == SUITES["lighting"].options["variation"]
+    assert [e.steps for e in found.episodes] != [e.steps for e in measured.episodes]
+    assert done(plan, tmp_path / "work", job)
+
+
+@pytest.mark.slow
+def test_suites_of_one_arm_are_of_one_policy(tmp_path: Path) -> None:
+    """A record made where arithmetic differs is of another policy: its cells are measured again, not mixed in."""
+    arm = Arm("aligned", heads=3, by="best-add")
+    plan = Plan(
+        "quick",
+        (Study("more", "?", (arm,), ("lighting",), ("press-button-hard",)),),
+        seeds=(0,),
+        n=1,
+        demos=2,
+        steps=1,
+    )
+    strange = result(arm.name, "in-domain", "1", task="press-button-hard", policy="pi0-another")
+    kept = tmp_path / "results"
+    write_record(
+        kept, [(0, replace(strange, settings={"rolled_out": "press-button-hard", "execute": 2}))], ""
+    )
+    restore(tmp_path / "work", kept)
+    (job,) = plan.jobs()
+    found = perform(plan, tmp_path / "work", job)
+    assert {r.suite for r in found} == {"lighting", "in-domain"}
+    assert len({r.policy for r in found}) == 1
+    assert "pi0-another" not in {r.policy for r in found}
+    together = best_add(Run.open(run_path(tmp_path / "work", "press-button-hard", 0, 2)), 3)
+    assert found[0].heads == tuple(map(str, together.heads))
