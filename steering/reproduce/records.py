@@ -100,8 +100,9 @@ def write_costs(directory: Path, results: Iterable[tuple[int, Result]]) -> Path:
                 "peak_memory_mb": result.peak_memory_mb,
             },
         )
-        entry["evaluate_seconds"] = round(entry["evaluate_seconds"] + result.seconds.get("evaluate", 0.0), 3)
+        entry["evaluate_seconds"] += result.seconds.get("evaluate", 0.0)
     for (task, arm, trained), entry in spent.items():
+        entry["evaluate_seconds"] = round(entry["evaluate_seconds"], 3)
         costs.setdefault(task, {}).setdefault(arm, {})[trained] = entry
     write_atomic(path, compact(_sorted(costs)).encode())
     return path
@@ -174,7 +175,7 @@ def _result(
         seconds={
             "train": cost.get("train_seconds", 0.0),
             "train_processor": cost.get("train_processor_seconds", 0.0),
-            "evaluate": cost.get("evaluate_seconds", 0.0),
+            "evaluate": cost.get("evaluate_seconds", 0.0) / len(run["suites"]),  # what one took is not kept
         },
         peak_memory_mb=cost.get("peak_memory_mb"),
         heads=tuple(run["heads"]) if run["heads"] else None,
