@@ -15,7 +15,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,9 +28,9 @@ from steering.episode import Condition
 from steering.reproduce import maps
 from steering.reproduce.plan import Arm, Job, Plan
 from steering.reproduce.pool import Cluster, local
-from steering.reproduce.records import read_records, write_costs, write_record
-from steering.reproduce.work import POLICY, as_planned, perform, results_path
-from steering.results import Result, load_result, result_path, save_result
+from steering.reproduce.records import read_record, read_records, record_path, write_costs, write_record
+from steering.reproduce.work import POLICY, as_planned, perform, results_of, results_path
+from steering.results import Result, result_path, save_result
 from steering.rollouts import TABLETOP, RolloutError, settings_of
 
 
@@ -106,13 +106,11 @@ def restore(work: Path, results: Path) -> None:
 
 
 def done(plan: Plan, work: Path, job: Job) -> bool:
-    """Whether all rollouts of a job are there, under today's suites and of a policy trained as the plan says."""
-    paths = [result_path(results_path(work, job.task, job.seed), job.arm.name, suite) for suite in job.suites]
-    return all(
-        path.is_file()
-        and len((result := load_result(path)).episodes) >= plan.n
-        and as_planned(plan, job.arm, result)
-        for path in paths
+    """Whether all rollouts of a job are there, under today's suites, and all of the arm's are of one policy that was
+    trained as the plan says."""
+    there = {r.suite: r for r in _planned(plan, work, job.task, job.seed, job.arm)}
+    return _one_policy(there.values()) and all(
+        suite in there and len(there[suite].episodes) >= plan.n for suite in job.suites
     )
 
 
@@ -120,18 +118,34 @@ def keep(plan: Plan, work: Path, results: Path, task: str, arm: Arm) -> None:
     """Write the record of all that is there of an arm on a task, whatever part of the plan it came from.
 
     A record has one recipe and one condition a suite: what was trained or tried otherwise, before a default or a suite
-    changed, is left out until it is repeated.
+    changed, is left out until it is repeated. And one policy a seed: while another machine's suites are being measured
+    again, the record keeps what it has of that seed.
     """
-    found = [
-        (int(directory.name.removeprefix("seed").removesuffix("-results")), result)
-        for directory in sorted((work / task).glob("seed*-results"))
-        for path in sorted(directory.glob("*.json"))
-        if path.stem.split("--")[0] == arm.name and as_planned(plan, arm, result := load_result(path))
-    ]
+    found: list[tuple[int, Result]] = []
+    for directory in sorted((work / task).glob("seed*-results")):
+        seed = int(directory.name.removeprefix("seed").removesuffix("-results"))
+        there = _planned(plan, work, task, seed, arm)
+        if not _one_policy(there):
+            there = _recorded(plan, results, task, seed, arm)
+        found += [(seed, result) for result in there]
     command = ["robosteer", "reproduce", *(["--quick"] if plan.name == "quick" else [])]
     command += ["--tasks", task, "--arms", arm.name]
     write_record(results, found, shlex.join(command))
     write_costs(results, found)
+
+
+def _planned(plan: Plan, work: Path, task: str, seed: int, arm: Arm) -> list[Result]:
+    return [r for r in results_of(work, task, seed, arm.name) if as_planned(plan, arm, r)]
+
+
+def _recorded(plan: Plan, results: Path, task: str, seed: int, arm: Arm) -> list[Result]:
+    path = record_path(results, task, arm.name)
+    kept = [entry.result for entry in read_record(path)] if path.is_file() else []
+    return [r for r in kept if r.settings["seed"] == seed and as_planned(plan, arm, r)]
+
+
+def _one_policy(results: Iterable[Result]) -> bool:
+    return len({result.policy for result in results}) <= 1
 
 
 @contextmanager

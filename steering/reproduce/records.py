@@ -30,8 +30,15 @@ SCHEMA = 2
 COSTS = "costs.json"
 
 
+def record_path(directory: Path, task: str, arm: str) -> Path:
+    return directory / task / f"{arm}.json"
+
+
 def write_record(directory: Path, results: Iterable[tuple[int, Result]], command: str) -> Path | None:
-    """Keep the results of one arm on one task, given with their seeds; None if there are none."""
+    """Keep the results of one arm on one task, given with their seeds; None if there are none.
+
+    Raises UsageError for suites of one seed that are not of one policy: whoever reads them would take them for it.
+    """
     by_seed: dict[int, list[Result]] = {}
     for seed, result in results:
         by_seed.setdefault(seed, []).append(result)
@@ -48,14 +55,18 @@ def write_record(directory: Path, results: Iterable[tuple[int, Result]], command
         "recipe": example.settings.get("recipe"),
         "runs": runs,
     }
-    path = directory / example.task / f"{example.name}.json"
+    path = record_path(directory, example.task, example.name)
     write_atomic(path, compact(record).encode())
     return path
 
 
 def _run(seed: int, results: Sequence[Result]) -> dict[str, Any]:
-    example = results[0]
-    places = list(SUITES)
+    example, places = results[0], list(SUITES)
+    if len(policies := sorted({r.policy for r in results})) > 1:
+        raise UsageError(
+            f"{example.name} on {example.task}, seed {seed}: its suites are of {' and '.join(policies)}; "
+            "a record has one policy a seed: measure all of them with one"
+        )
     return {
         "seed": seed,
         "policy": example.policy,

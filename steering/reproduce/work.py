@@ -51,6 +51,12 @@ def results_path(work: Path, task: str, seed: int) -> Path:
     return work / task / f"seed{seed}-results"
 
 
+def results_of(work: Path, task: str, seed: int, arm: str) -> list[Result]:
+    """All that is there of an arm, under whatever suite."""
+    paths = sorted(results_path(work, task, seed).glob("*.json"))
+    return [load_result(path) for path in paths if path.stem.split("--")[0] == arm]
+
+
 def prepare(work: Path, task: str, seed: int, demos: int) -> Adapted:
     """Demonstrations of a seed, and the run that keeps what is found out about them."""
     path = run_path(work, task, seed, demos)
@@ -141,14 +147,10 @@ def perform(plan: Plan, work: Path, job: Job) -> list[Result]:
         )
     else:
         subject = Subject(POLICY, job.arm.name, job.arm.recipe)
-    suites = [*job.suites, *(suite for suite in _of_another(directory, subject) if suite not in job.suites)]
+    there = results_of(work, job.task, job.seed, job.arm.name)
+    of_another = [r.suite for r in there if r.suite in SUITES and subject.fingerprint not in (None, r.policy)]
+    suites = [*job.suites, *(suite for suite in of_another if suite not in job.suites)]
     done = run_suites(
         subject, job.task, choose(suites), plan.n, directory=directory, workers=1, progress=False
     )
     return [result for result, _, _ in done]
-
-
-def _of_another(directory: Path, subject: Subject) -> list[str]:
-    """Suites under which another policy of the same name was tried."""
-    there = [load_result(path) for path in sorted(directory.glob("*.json"))]
-    return [r.suite for r in there if r.name == subject.name and subject.fingerprint not in (None, r.policy)]

@@ -76,3 +76,17 @@ def test_a_broken_record_is_named(tmp_path: Path, change, message: str) -> None:
 def test_records_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="make them with `robosteer reproduce`"):
         read_records(tmp_path)
+
+
+def test_suites_of_two_policies_are_no_run(tmp_path: Path) -> None:
+    """Who reads the record would take all for the first one's."""
+    mixed = [
+        (2, result("aligned", "in-domain", "11")),
+        (2, result("aligned", "lighting", "00", policy="pi0-other")),
+    ]
+    with pytest.raises(
+        UsageError,
+        match=r"aligned on cube-in-bowl, seed 2: its suites are of pi0-aligned and pi0-other;",
+    ):
+        write_record(tmp_path, mixed, "")
+    assert not list(tmp_path.iterdir())

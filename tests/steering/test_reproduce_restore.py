@@ -1,6 +1,11 @@
 """Promises of the reproduction's work directory: what records hold is not measured again, what the plan asks otherwise
 is, and all suites of an arm are of one policy."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +19,11 @@ from steering.recipes import Recipe
 from steering.reproduce.experiment import done, keep, restore
 from steering.reproduce.plan import Arm, Plan, Study
 from steering.reproduce.records import read_records, write_record
-from steering.reproduce.work import perform, results_path, run_path
+from steering.reproduce.work import perform, recipe_of, results_of, results_path, run_path
 from steering.results import result_path, save_result
 from steering.suites import SUITES
+
+ROOT = Path(__file__).parents[2]
 
 ONE = Plan("quick", (Study("success", "?", (Arm("base"),), tasks=("press-button-hard",)),), seeds=(0,), n=2)
 
@@ -85,28 +92,60 @@ def test_what_was_tried_before_a_suite_changed_is_tried_again(
     assert done(plan, tmp_path / "work", job)
 
 
+TWO_SUITES = Plan(
+    "quick",
+    (Study("s", "?", (Arm("aligned", heads=3, by="best-add"),), ("lighting",), ("press-button-hard",)),),
+    seeds=(0,),
+    n=1,
+    demos=2,
+    steps=1,
+)
+
+
 @pytest.mark.slow
-def test_suites_of_one_arm_are_of_one_policy(tmp_path: Path) -> None:
+def test_suites_of_one_arm_are_of_one_policy_whatever_is_killed_when(tmp_path: Path) -> None:
     """A record made where arithmetic differs is of another policy: its cells are measured again, not mixed in."""
-    arm = Arm("aligned", heads=3, by="best-add")
-    plan = Plan(
-        "quick",
-        (Study("more", "?", (arm,), ("lighting",), ("press-button-hard",)),),
-        seeds=(0,),
-        n=1,
-        demos=2,
-        steps=1,
+    (job,) = TWO_SUITES.jobs()
+    recipe = recipe_of(TWO_SUITES, job.arm).to_json()
+    strange = [
+        result(job.arm.name, suite, "1", task=job.task, policy="pi0-another", heads=("expert.L0H0",) * 3)
+        for suite in ("in-domain", "paraphrase")
+    ]
+    strange = [replace(r, settings={**r.settings, "recipe": recipe}) for r in strange]
+    kept, work = tmp_path / "results", tmp_path / "work"
+    path = write_record(kept, [(0, r) for r in strange], "")
+    assert path is not None
+    before = path.read_bytes()
+    restore(work, kept)
+
+    script = tmp_path / "perform.py"
+    script.write_text(
+        "import os, signal, sys\nfrom pathlib import Path\nimport steering.suites as suites\n"
+        "from steering.reproduce.work import perform\nfrom test_reproduce_restore import TWO_SUITES\n"
+        "save = suites.save_result\n"
+        "def save_and_die(path, result):\n"
+        "    save(path, result)\n"
+        "    if result.suite == 'lighting':\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "suites.save_result = save_and_die\n"
+        "if __name__ == '__main__':\n    perform(TWO_SUITES, Path(sys.argv[1]), *TWO_SUITES.jobs())\n"
     )
-    strange = result(arm.name, "in-domain", "1", task="press-button-hard", policy="pi0-another")
-    kept = tmp_path / "results"
-    write_record(
-        kept, [(0, replace(strange, settings={"rolled_out": "press-button-hard", "execute": 2}))], ""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/steering"), os.environ.get("PYTHONPATH", "")])
+    killed = subprocess.run(
+        [sys.executable, script, work], env={**os.environ, "PYTHONPATH": paths}, capture_output=True
     )
-    restore(tmp_path / "work", kept)
-    (job,) = plan.jobs()
-    found = perform(plan, tmp_path / "work", job)
-    assert {r.suite for r in found} == {"lighting", "in-domain"}
-    assert len({r.policy for r in found}) == 1
-    assert "pi0-another" not in {r.policy for r in found}
-    together = best_add(Run.open(run_path(tmp_path / "work", "press-button-hard", 0, 2)), 3)
+    assert killed.returncode == -signal.SIGKILL
+    there = {r.suite: r.policy for r in results_of(work, job.task, 0, job.arm.name)}
+    assert there["in-domain"] == there["lighting"] != there["paraphrase"]  # none is missing, one is old
+
+    assert not done(TWO_SUITES, work, job)
+    keep(TWO_SUITES, work, kept, job.task, job.arm)
+    assert json.loads(path.read_bytes())["runs"] == json.loads(before)["runs"]
+
+    found = perform(TWO_SUITES, work, job)
+    assert {r.suite for r in found} == {"lighting", "paraphrase"}
+    assert {r.policy for r in results_of(work, job.task, 0, job.arm.name)} == {there["lighting"]}
+    assert done(TWO_SUITES, work, job)
+    keep(TWO_SUITES, work, kept, job.task, job.arm)
+    assert [e.result.policy for e in read_records(kept)] == [there["lighting"]] * 3
+    together = best_add(Run.open(run_path(work, job.task, 0, 2)), 3)
     assert found[0].heads == tuple(map(str, together.heads))
