@@ -20,7 +20,7 @@ from steering.reproduce.experiment import done, keep, restore
 from steering.reproduce.plan import Arm, Plan, Study
 from steering.reproduce.records import read_records, write_record
 from steering.reproduce.work import perform, recipe_of, results_of, results_path, run_path
-from steering.results import result_path, save_result
+from steering.results import Result, load_result, result_path, save_result
 from steering.suites import SUITES
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +38,9 @@ def test_what_records_hold_is_not_measured_again(tmp_path: Path) -> None:
     assert path is not None
     before = path.read_bytes()
 
-    restore(tmp_path / "new", kept)
+    restore(ONE, tmp_path / "new", kept)
     assert all(done(ONE, tmp_path / "new", job) for job in ONE.jobs())
-    restore(tmp_path / "new", kept)
+    restore(ONE, tmp_path / "new", kept)
     keep(ONE, tmp_path / "new", kept, "press-button-hard", Arm("base"))
     assert path.read_bytes() == before
 
@@ -50,6 +50,59 @@ def test_what_records_hold_is_not_measured_again(tmp_path: Path) -> None:
     (found,) = perform(more, tmp_path / "new", job)
     assert found.episodes[:2] == measured.episodes
     assert len(found.episodes) == 3
+
+
+def test_a_record_never_loses_episodes_of_a_policy(tmp_path: Path) -> None:
+    """Records that grew elsewhere, `git pull`ed beside a work directory that holds less of the same cells."""
+    kept, work, base = tmp_path / "results", tmp_path / "work", load_policy("tiny-pi0").fingerprint
+
+    def of_base(suite: str, wins: str, **changes: object) -> Result:
+        made = result("base", suite, wins, task="press-button-hard", heads=None)
+        return replace(made, **{"policy": base, **changes})
+
+    directory = results_path(work, "press-button-hard", 0)
+    short = of_base("in-domain", "10")
+    save_result(result_path(directory, "base"), short)
+    long = [of_base("in-domain", "10110100"), of_base("lighting", "0101")]
+    write_record(kept, [(0, r) for r in long], "")
+    keep(ONE, work, kept, "press-button-hard", Arm("base"))  # even if it was pulled a moment ago
+    assert [e.result.episodes for e in read_records(kept)] == [r.episodes for r in long]
+
+    restore(ONE, work, kept)
+    assert load_result(result_path(directory, "base")).episodes == long[0].episodes
+    keep(ONE, work, kept, "press-button-hard", Arm("base"))
+    assert [e.result.episodes for e in read_records(kept)] == [r.episodes for r in long]
+
+    longer = of_base("in-domain", "1011010011")  # and the other way round
+    save_result(result_path(directory, "base"), longer)
+    restore(ONE, work, kept)
+    assert load_result(result_path(directory, "base")) == longer
+    keep(ONE, work, kept, "press-button-hard", Arm("base"))
+    assert [len(e.result.episodes) for e in read_records(kept)] == [10, 4]
+
+
+def test_of_two_policies_the_longer_result_stays(tmp_path: Path) -> None:
+    arm, task = Arm("aligned", heads=2), "press-button-hard"
+    plan = Plan("quick", (Study("s", "?", (arm,), tasks=(task,)),), seeds=(0,), n=1, steps=4)
+    recipe = Recipe.named("aligned", steps=4).to_json()
+    settings = {**result(arm.name, "in-domain", "1", task=task).settings, "recipe": recipe}
+
+    def of(policy: str, wins: str, **changes: object) -> Result:
+        asked = {**settings, **changes}
+        return replace(result(arm.name, "in-domain", wins, task=task), policy=policy, settings=asked)
+
+    def after(recorded: Result, there: Result) -> str:
+        kept, path = tmp_path / "results", result_path(results_path(tmp_path, task, 0), arm.name)
+        write_record(kept, [(0, recorded)], "")
+        save_result(path, there)
+        restore(plan, tmp_path, kept)
+        return load_result(path).policy
+
+    assert after(recorded=of("pi0-theirs", "1101"), there=of("pi0-ours", "10")) == "pi0-theirs"
+    assert after(recorded=of("pi0-theirs", "11"), there=of("pi0-ours", "10")) == "pi0-ours"
+    earlier = {"recipe": {**recipe, "lr": 1.0}}  # nothing that the plan asks for
+    assert after(recorded=of("pi0-theirs", "1101", **earlier), there=of("pi0-ours", "1")) == "pi0-ours"
+    assert after(recorded=of("pi0-theirs", "1"), there=of("pi0-ours", "10", **earlier)) == "pi0-theirs"
 
 
 def test_what_was_trained_with_another_recipe_is_not_done(tmp_path: Path) -> None:
@@ -78,7 +131,7 @@ def test_what_was_tried_before_a_suite_changed_is_tried_again(
     measured = result("base", "lighting", "11", task=task, policy=base, heads=None, settings=ran)
     kept = tmp_path / "results"
     write_record(kept, [(0, measured)], "")
-    restore(tmp_path / "work", kept)
+    restore(plan, tmp_path / "work", kept)
     assert [e.result.settings["variation"] for e in read_records(kept)] == [{"light": 0.5}]
     assert not done(plan, tmp_path / "work", job)
 
@@ -116,7 +169,7 @@ def test_suites_of_one_arm_are_of_one_policy_whatever_is_killed_when(tmp_path: P
     path = write_record(kept, [(0, r) for r in strange], "")
     assert path is not None
     before = path.read_bytes()
-    restore(work, kept)
+    restore(TWO_SUITES, work, kept)
 
     script = tmp_path / "perform.py"
     script.write_text(
