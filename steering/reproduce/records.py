@@ -4,8 +4,9 @@ One file an arm and task holds all its seeds and suites. What luck and machine d
 memory, is in `costs.json` beside them, so that a result file changes only if a result does.
 
     <results>/<task>/<arm>.json
-        {"schema": 2, "command": what repeats it, "task", "arm", "recipe": {...}, "choice": {...},
-         "runs": [{"seed", "policy", "data", "heads", "trainable_parameters", "suites": {suite: outcomes}}]}
+        {"schema": 2, "command": what repeats it, "task", "arm", "kind": its recipe's name, "recipe": {...},
+         "runs": [{"seed", "policy", "data", "adapted_from": {"base", "demos", "scores": {...}}, "heads",
+                   "trainable_parameters", "suites": {suite: outcomes}}]}
         outcomes: {"first": seed of the first episode, "success": "1011...", "steps": [...],
                    "failures": {reason: [episodes]}, "execute": 2, "condition": what the suite changed then}
     <results>/costs.json    {task: {arm: {seed: {"train_seconds", "train_processor_seconds", "evaluate_seconds",
@@ -71,10 +72,17 @@ def _run(seed: int, results: Sequence[Result]) -> dict[str, Any]:
         "seed": seed,
         "policy": example.policy,
         "data": example.settings.get("data"),
+        **_first_said("adapted_from", results),
         "heads": list(example.heads) if example.heads else None,
         "trainable_parameters": dict(example.trainable_parameters),
         "suites": {r.suite: _outcomes(r) for r in sorted(results, key=lambda r: places.index(r.suite))},
     }
+
+
+def _first_said(what: str, results: Iterable[Result]) -> dict[str, Any]:
+    """A setting that older results do not have."""
+    said = [r.settings[what] for r in results if r.settings.get(what)]
+    return {what: said[0]} if said else {}
 
 
 def _outcomes(result: Result) -> dict[str, Any]:
@@ -175,6 +183,7 @@ def _result(
         "recipe": record["recipe"],
         "seed": run["seed"],
         "data": run["data"],
+        **({"adapted_from": run["adapted_from"]} if "adapted_from" in run else {}),
     }
     return Result(
         name=record["arm"],

@@ -19,7 +19,7 @@ from steering.recipes import Recipe
 from steering.reproduce.experiment import done, keep, restore
 from steering.reproduce.plan import Arm, Plan, Study
 from steering.reproduce.records import read_records, write_record
-from steering.reproduce.work import perform, recipe_of, results_of, results_path, run_path
+from steering.reproduce.work import as_planned, perform, recipe_of, results_of, results_path, run_path
 from steering.results import Result, load_result, result_path, save_result
 from steering.suites import SUITES
 
@@ -110,13 +110,56 @@ def test_what_was_trained_with_another_recipe_is_not_done(tmp_path: Path) -> Non
     plan = Plan("quick", (Study("s", "?", (arm,), tasks=("press-button-hard",)),), seeds=(0, 1), n=1, steps=4)
     for seed, steps in ((0, 4), (1, 3)):
         recipe = {**Recipe.named("aligned", steps=steps).to_json(), "name": "retain", "of": "aligned"}
-        made = result(arm.name, "in-domain", "1", task="press-button-hard")
+        made = result(arm.name, "in-domain", "1", task="press-button-hard", heads=None)
         settings = {"rolled_out": "press-button-hard", "execute": 2, "recipe": recipe, "seed": seed}
         directory = results_path(tmp_path, "press-button-hard", seed)
         save_result(result_path(directory, arm.name, "in-domain"), replace(made, settings=settings))
     assert [done(plan, tmp_path, job) for job in plan.jobs()] == [True, False]
     keep(plan, tmp_path, tmp_path / "results", "press-button-hard", arm)
     assert [e.result.settings["seed"] for e in read_records(tmp_path / "results")] == [0]
+
+
+PLANNED = Plan("quick", (), n=1, demos=4, steps=4, settings={"frames": 8})
+BY_ABLATION = {"base": "pi0-today", "demos": 4, "scores": {"frames": 8}}
+RETAIN = {"name": "retain", "of": "aligned", "coefficient": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("arm", "said", "planned"),
+    [
+        (Arm("retain"), {"recipe": RETAIN}, True),
+        (Arm("retain"), {"recipe": {}}, True),  # what an old result does not say
+        (Arm("retain"), {"recipe": {**RETAIN, "coefficient": 0.9}}, False),
+        (Arm("aligned"), {"recipe": {"name": "random-k"}}, False),
+        (Arm("aligned"), {"heads": 2}, False),
+        (Arm("aligned", tower="vlm"), {}, False),  # the result's are the expert's
+        (Arm("paper"), {"heads": 10}, True),  # the dead are left out
+        (Arm("paper"), {"heads": 16}, False),
+        (Arm("aligned", by="ablation"), {"adapted_from": BY_ABLATION}, True),
+        (Arm("aligned", by="ablation"), {"adapted_from": {**BY_ABLATION, "base": "pi0-before"}}, False),
+        (Arm("aligned", by="ablation"), {"adapted_from": {**BY_ABLATION, "demos": 20}}, False),
+        (Arm("aligned", by="ablation"), {"adapted_from": {**BY_ABLATION, "scores": {"frames": 60}}}, False),
+        (Arm("aligned"), {"adapted_from": {"scores": {"ks": [5]}}}, False),
+        (Arm("random-k"), {"adapted_from": {"scores": {"ks": [5]}}}, True),  # takes none of them
+    ],
+)
+def test_what_the_plan_asks_otherwise_is_not_as_planned(
+    arm: Arm, said: dict, planned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what a result does not say is not held against it."""
+    monkeypatch.setattr("steering.reproduce.work.base", lambda: "pi0-today")
+    made = result(arm.name, "in-domain", "1")
+    recipe = {**recipe_of(PLANNED, arm).to_json(), "name": arm.recipe, **said.get("recipe", {})}
+    settings = {k: v for k, v in {**made.settings, **said, "recipe": recipe}.items() if k != "heads"}
+    heads = tuple(f"expert.L{i // 8}H{i % 8}" for i in range(said.get("heads", arm.heads)))
+    assert as_planned(PLANNED, arm, replace(made, settings=settings, heads=heads)) is planned
+
+
+@pytest.mark.parametrize("policy", ["pi0-today", "pi0-before"])
+def test_the_base_that_was_trained_anew_is_tried_anew(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steering.reproduce.work.base", lambda: "pi0-today")
+    made = result("base", "in-domain", "1", policy=policy)
+    assert as_planned(PLANNED, Arm("base"), made) is (policy == "pi0-today")
 
 
 def test_what_was_tried_before_a_suite_changed_is_tried_again(
@@ -199,6 +242,21 @@ def test_suites_of_one_arm_are_of_one_policy_whatever_is_killed_when(tmp_path: P
     assert {r.policy for r in results_of(work, job.task, 0, job.arm.name)} == {there["lighting"]}
     assert done(TWO_SUITES, work, job)
     keep(TWO_SUITES, work, kept, job.task, job.arm)
-    assert [e.result.policy for e in read_records(kept)] == [there["lighting"]] * 3
+    again = [e.result for e in read_records(kept)]
+    assert [r.policy for r in again] == [there["lighting"]] * 3
+    by = {"ks": [10, 20, 30, 40], "metric": "cosine", "target": "current"}
+    today = {"base": load_policy("tiny-pi0").fingerprint, "demos": 2, "scores": by}
+    assert [r.settings["adapted_from"] for r in again] == [today] * 3
+
+    for r in results_of(
+        work, job.task, 0, job.arm.name
+    ):  # as if they were of scores that chose the same heads
+        of_other = {**r.settings, "adapted_from": {**today, "scores": {"ks": [5]}}}
+        save_result(
+            result_path(results_path(work, job.task, 0), r.name, r.suite), replace(r, settings=of_other)
+        )
+    assert not done(TWO_SUITES, work, job)
+    assert [r.episodes for r in perform(TWO_SUITES, work, job)] == [found[0].episodes]
+    assert done(TWO_SUITES, work, job)
     together = best_add(Run.open(run_path(work, job.task, 0, 2)), 3)
     assert found[0].heads == tuple(map(str, together.heads))
