@@ -162,6 +162,13 @@ class Plan:
             raise UsageError(f"seed {wrong[0]}: seeds start at 0")
         if n is not None and n < 1:
             raise UsageError(f"n = {n} rollouts: a cell needs at least 1")
+        for arm in arms or ():
+            there = {task for study in chosen if arm in {a.name for a in study.arms} for task in study.tasks}
+            if tasks and not there & set(tasks):
+                raise UsageError(
+                    f"arm {arm} on {', '.join(tasks)}: no study of {', '.join(s.name for s in chosen)} runs it there; "
+                    f"it runs on {', '.join(task for task in TARGETS if task in there)}"
+                )
         parts = tuple(
             replace(
                 study,

@@ -80,6 +80,10 @@ def test_arms_are_named_by_what_sets_them_apart() -> None:
         ({"arms": ["aligned-k5"]}, "unknown arm 'aligned-k5'"),
         ({"seeds": [-1]}, "seed -1: seeds start at 0"),
         ({"n": 0}, "n = 0 rollouts"),
+        (
+            {"studies": ["success", "methods"], "tasks": ["pick-cube"], "arms": ["aligned", "aligned-k4"]},
+            "arm aligned-k4 on pick-cube: no study of success, methods runs it there; it runs on marker-in-mug, press-",
+        ),
     ],
 )
 def test_a_part_that_the_plan_does_not_have_is_one_line(part: dict, message: str) -> None:
