@@ -44,7 +44,7 @@ def run(
     ray: str | None = None,
 ) -> None:
     """Do what is missing of the plan in `work` and keep its records in `results`; with `ray`, on that cluster."""
-    work = work.resolve()  # another machine's processes start elsewhere
+    work, results = work.resolve(), results.resolve()  # another machine's processes start elsewhere
     with _claimed(work):
         restore(plan, work, results)
         jobs = list(plan.jobs())

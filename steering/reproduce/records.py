@@ -130,7 +130,7 @@ def write_costs(directory: Path, results: Iterable[tuple[int, Result]]) -> Path:
 def read_records(directory: str | Path) -> list[Entry]:
     """Every result kept under a directory, as `compare_entries` takes them."""
     directory = Path(directory)
-    files = [path for path in sorted(directory.glob("*/*.json")) if path.parent.name != "scores"]
+    files = sorted(directory.glob("*/*.json"))
     if not files:
         raise UsageError(f"{directory} holds no results: make them with `robosteer reproduce`")
     return [entry for path in files for entry in read_record(path)]
@@ -149,7 +149,7 @@ def read_record(path: Path) -> list[Entry]:
         raise UsageError(f"{path}: schema {record.get('schema')!r}, this version reads {SCHEMA}")
     try:
         return list(_entries(record, costs))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is no record of results ({type(error).__name__}: {error})") from error
 
 

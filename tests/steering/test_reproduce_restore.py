@@ -16,7 +16,7 @@ from interp.knn import best_add
 from interp.policies import load_policy
 from interp.runs import Run
 from steering.recipes import Recipe
-from steering.reproduce.experiment import done, keep, restore
+from steering.reproduce.experiment import done, keep, restore, run
 from steering.reproduce.plan import Arm, Plan, Study
 from steering.reproduce.records import read_records, write_record
 from steering.reproduce.work import as_planned, perform, recipe_of, results_of, results_path, run_path
@@ -50,6 +50,21 @@ def test_what_records_hold_is_not_measured_again(tmp_path: Path) -> None:
     (found,) = perform(more, tmp_path / "new", job)
     assert found.episodes[:2] == measured.episodes
     assert len(found.episodes) == 3
+
+
+def test_workers_are_given_directories_that_do_not_depend_on_where_they_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = result("base", "in-domain", "10", task="press-button-hard", heads=None)
+    measured = replace(measured, policy=load_policy("tiny-pi0").fingerprint)
+    write_record(tmp_path / "results", [(0, measured)], "")
+    given: list[Path] = []
+    monkeypatch.setattr(
+        "steering.reproduce.experiment._make_maps", lambda pool, plan, *paths: given.extend(paths[:2])
+    )
+    monkeypatch.chdir(tmp_path)
+    run(ONE, Path("work"), Path("results"), 1, progress=False)
+    assert given == [tmp_path / "work", tmp_path / "results"]
 
 
 def test_a_record_never_loses_episodes_of_a_policy(tmp_path: Path) -> None:
