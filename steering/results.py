@@ -37,8 +37,8 @@ IN_DOMAIN = "in-domain"
 Factor = Literal["visual", "linguistic", "physical"]
 CONDITION = ("variation", "paraphrase", "other_object", "variant")
 """Settings that change an episode of a given task and seed."""
-TRAINING = ("recipe", "seed", "data")
-"""Settings that a result has from its policy's training."""
+TRAINING = ("recipe", "seed", "data", "adapted_from")
+"""Settings that a result has from its policy's training; the last, where an experiment has a plan to keep to."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from interp.policies import load_policy
 from interp.runs import Run, alone, read_json, write_atomic
 from interp.scores import HeadScores
 from interp.stability import stability
-from steering.reproduce.plan import HEADS, Arm, Plan
+from steering.reproduce.plan import FIRST, HEADS, Arm, Plan
 from steering.reproduce.records import compact
 from steering.reproduce.scores import PAIRS
 from steering.reproduce.work import POLICY, prepare, scored
@@ -85,7 +85,7 @@ def _read(results: str | Path, task: str, name: str) -> dict[str, Any]:
 
 
 def _method(plan: Plan, work: Path, task: str, by: str) -> dict[str, dict[str, Any]]:
-    adapted = prepare(work, task, plan.seeds[0], plan.demos)
+    adapted = prepare(work, task, FIRST, plan.demos)
     kept = {}
     for tower in TOWERS:
         scores = scored(plan, Arm("aligned", by=by, tower=tower), adapted)
@@ -97,7 +97,7 @@ def _method(plan: Plan, work: Path, task: str, by: str) -> dict[str, dict[str, A
 
 
 def _factors(plan: Plan, work: Path, task: str) -> dict[str, dict[str, Any]]:
-    run, demos = prepare(work, task, plan.seeds[0], plan.demos)
+    run, demos = prepare(work, task, FIRST, plan.demos)
     policy = load_policy(POLICY)
     with alone(run.path / ".factors.lock"):
         pairs = pairs_for(run, policy, lambda: demos, FACTORS, plan.settings.get("pairs", PAIRS))

@@ -24,6 +24,8 @@ from testbed.tasks import TARGETS
 
 HEADS = 12
 """Heads that are trained unless a study says otherwise."""
+FIRST = 0
+"""Seed of what is measured once, whatever part of the seeds is asked for: the base, and the maps of heads."""
 RETAINED = 0.5
 """Weight of the finetuned policy in `retain`'s average with the base."""
 
@@ -122,15 +124,15 @@ class Plan:
     def jobs(self) -> Iterator[Job]:
         """Every job, by seed, then study: a plan that is stopped has answered its first questions from one seed.
 
-        The base is adapted from nothing, so it has one seed; and it has no pretraining or unseen tasks of its own, so
-        these are rolled out for one task alone.
+        The base is adapted from nothing, so it has one seed, the first; and it has no pretraining or unseen tasks of
+        its own, so these are rolled out for one task alone.
         """
         seen: set[tuple[str, str, int, str]] = set()
         for seed in self.seeds:
             for study in self.studies:
                 for arm in study.arms:
                     for task in study.tasks:
-                        at = seed if arm.trained else self.seeds[0]
+                        at = seed if arm.trained else FIRST
                         everywhere = (*GROUPS["unseen"], *GROUPS["forgetting"])
                         suites = [
                             suite
@@ -160,6 +162,13 @@ class Plan:
             raise UsageError(f"seed {wrong[0]}: seeds start at 0")
         if n is not None and n < 1:
             raise UsageError(f"n = {n} rollouts: a cell needs at least 1")
+        for arm in arms or ():
+            there = {task for study in chosen if arm in {a.name for a in study.arms} for task in study.tasks}
+            if tasks and not there & set(tasks):
+                raise UsageError(
+                    f"arm {arm} on {', '.join(tasks)}: no study of {', '.join(s.name for s in chosen)} runs it there; "
+                    f"it runs on {', '.join(task for task in TARGETS if task in there)}"
+                )
         parts = tuple(
             replace(
                 study,

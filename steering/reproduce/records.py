@@ -4,8 +4,9 @@ One file an arm and task holds all its seeds and suites. What luck and machine d
 memory, is in `costs.json` beside them, so that a result file changes only if a result does.
 
     <results>/<task>/<arm>.json
-        {"schema": 2, "command": what repeats it, "task", "arm", "recipe": {...}, "choice": {...},
-         "runs": [{"seed", "policy", "data", "heads", "trainable_parameters", "suites": {suite: outcomes}}]}
+        {"schema": 2, "command": what repeats it, "task", "arm", "kind": its recipe's name, "recipe": {...},
+         "runs": [{"seed", "policy", "data", "adapted_from": {"base", "demos", "scores": {...}}, "heads",
+                   "trainable_parameters", "suites": {suite: outcomes}}]}
         outcomes: {"first": seed of the first episode, "success": "1011...", "steps": [...],
                    "failures": {reason: [episodes]}, "execute": 2, "condition": what the suite changed then}
     <results>/costs.json    {task: {arm: {seed: {"train_seconds", "train_processor_seconds", "evaluate_seconds",
@@ -30,8 +31,15 @@ SCHEMA = 2
 COSTS = "costs.json"
 
 
+def record_path(directory: Path, task: str, arm: str) -> Path:
+    return directory / task / f"{arm}.json"
+
+
 def write_record(directory: Path, results: Iterable[tuple[int, Result]], command: str) -> Path | None:
-    """Keep the results of one arm on one task, given with their seeds; None if there are none."""
+    """Keep the results of one arm on one task, given with their seeds; None if there are none.
+
+    Raises UsageError for suites of one seed that are not of one policy: whoever reads them would take them for it.
+    """
     by_seed: dict[int, list[Result]] = {}
     for seed, result in results:
         by_seed.setdefault(seed, []).append(result)
@@ -48,22 +56,33 @@ def write_record(directory: Path, results: Iterable[tuple[int, Result]], command
         "recipe": example.settings.get("recipe"),
         "runs": runs,
     }
-    path = directory / example.task / f"{example.name}.json"
+    path = record_path(directory, example.task, example.name)
     write_atomic(path, compact(record).encode())
     return path
 
 
 def _run(seed: int, results: Sequence[Result]) -> dict[str, Any]:
-    example = results[0]
-    places = list(SUITES)
+    example, places = results[0], list(SUITES)
+    if len(policies := sorted({r.policy for r in results})) > 1:
+        raise UsageError(
+            f"{example.name} on {example.task}, seed {seed}: its suites are of {' and '.join(policies)}; "
+            "a record has one policy a seed: measure all of them with one"
+        )
     return {
         "seed": seed,
         "policy": example.policy,
         "data": example.settings.get("data"),
+        **_first_said("adapted_from", results),
         "heads": list(example.heads) if example.heads else None,
         "trainable_parameters": dict(example.trainable_parameters),
         "suites": {r.suite: _outcomes(r) for r in sorted(results, key=lambda r: places.index(r.suite))},
     }
+
+
+def _first_said(what: str, results: Iterable[Result]) -> dict[str, Any]:
+    """A setting that older results do not have."""
+    said = [r.settings[what] for r in results if r.settings.get(what)]
+    return {what: said[0]} if said else {}
 
 
 def _outcomes(result: Result) -> dict[str, Any]:
@@ -100,8 +119,9 @@ def write_costs(directory: Path, results: Iterable[tuple[int, Result]]) -> Path:
                 "peak_memory_mb": result.peak_memory_mb,
             },
         )
-        entry["evaluate_seconds"] = round(entry["evaluate_seconds"] + result.seconds.get("evaluate", 0.0), 3)
+        entry["evaluate_seconds"] += result.seconds.get("evaluate", 0.0)
     for (task, arm, trained), entry in spent.items():
+        entry["evaluate_seconds"] = round(entry["evaluate_seconds"], 3)
         costs.setdefault(task, {}).setdefault(arm, {})[trained] = entry
     write_atomic(path, compact(_sorted(costs)).encode())
     return path
@@ -110,7 +130,7 @@ def write_costs(directory: Path, results: Iterable[tuple[int, Result]]) -> Path:
 def read_records(directory: str | Path) -> list[Entry]:
     """Every result kept under a directory, as `compare_entries` takes them."""
     directory = Path(directory)
-    files = [path for path in sorted(directory.glob("*/*.json")) if path.parent.name != "scores"]
+    files = sorted(directory.glob("*/*.json"))
     if not files:
         raise UsageError(f"{directory} holds no results: make them with `robosteer reproduce`")
     return [entry for path in files for entry in read_record(path)]
@@ -129,7 +149,7 @@ def read_record(path: Path) -> list[Entry]:
         raise UsageError(f"{path}: schema {record.get('schema')!r}, this version reads {SCHEMA}")
     try:
         return list(_entries(record, costs))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is no record of results ({type(error).__name__}: {error})") from error
 
 
@@ -163,6 +183,7 @@ def _result(
         "recipe": record["recipe"],
         "seed": run["seed"],
         "data": run["data"],
+        **({"adapted_from": run["adapted_from"]} if "adapted_from" in run else {}),
     }
     return Result(
         name=record["arm"],
@@ -174,7 +195,7 @@ def _result(
         seconds={
             "train": cost.get("train_seconds", 0.0),
             "train_processor": cost.get("train_processor_seconds", 0.0),
-            "evaluate": cost.get("evaluate_seconds", 0.0),
+            "evaluate": cost.get("evaluate_seconds", 0.0) / len(run["suites"]),  # what one took is not kept
         },
         peak_memory_mb=cost.get("peak_memory_mb"),
         heads=tuple(run["heads"]) if run["heads"] else None,

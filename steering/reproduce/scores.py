@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from interp.ablation import AblationSettings, ablate
 from interp.attribution import atp
@@ -85,18 +86,35 @@ _SCORERS: Mapping[str, Scorer] = {
 }
 
 
+def settings_of(by: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What decides the scores besides policy and data, where `sizes` are the plan's."""
+    by = "knn" if by == JOINT else by
+    if by in _KNN:
+        return {"ks": list(_KNN[by].ks), "metric": _KNN[by].metric, "target": _KNN[by].target}
+    if by == "ablation":
+        return {"frames": sizes.get("frames", FRAMES)}
+    return {"pairs": sizes.get("pairs", PAIRS)}
+
+
 def head_scores(
     by: str, policy: Policy, demos: Demonstrations, run: Run, tower: str, sizes: Mapping[str, int]
 ) -> HeadScores:
-    """The scores of a tower's heads, computed unless the run has them; beside a joint choice those of single heads."""
+    """The scores of a tower's heads, computed unless the run has them of these sizes; beside a joint choice those of
+    single heads."""
     by = "knn" if by == JOINT else by
     if by not in _SCORERS:
         raise unknown("scores", by, _SCORERS)
     name = f"{by}-{tower}"
-    if name not in run.files("scores"):
+    if name not in run.files("scores") or not _as_asked(run.read_scores(name), settings_of(by, sizes), demos):
         found = replace(_SCORERS[by](policy, demos, run, tower, sizes), method=by)
         run.save_scores(found, name)
     return run.read_scores(name)
+
+
+def _as_asked(scores: HeadScores, asked: Mapping[str, Any], demos: Demonstrations) -> bool:
+    if "pairs" in asked:  # of short demonstrations there are fewer
+        return scores.n.get("pairs") == min(asked["pairs"], len(demos))
+    return all(scores.settings.get(setting) == value for setting, value in asked.items())
 
 
 def choose(by: str, scores: HeadScores, run: Run, k: int, tower: str) -> HeadSet:

@@ -35,7 +35,9 @@ def reproduce_takes(p: ArgumentParser) -> None:
     p.add_argument("--studies", nargs="+", metavar="STUDY", help="only these (all by default)")
     p.add_argument("--tasks", nargs="+", metavar="TASK", help="only these")
     p.add_argument("--arms", nargs="+", metavar="ARM", help="only these")
-    p.add_argument("--seeds", nargs="+", type=seed, metavar="SEED", help="only these (0 1 2)")
+    p.add_argument(
+        "--seeds", nargs="+", type=seed, metavar="SEED", help="only these (0 1 2); the base has the first"
+    )
     p.add_argument("--n", type=int, help="rollouts a cell (100); more than before adds to what is there")
     p.add_argument(
         "--work",

@@ -10,12 +10,16 @@ waits. A killed process leaves its lock free and its work resumable.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from interp.capture import capture
 from interp.demos import Demonstrations
+from interp.heads import Head
 from interp.policies import load_policy
 from interp.runs import Run, alone, read_json
 from interp.scores import HeadScores
@@ -24,14 +28,16 @@ from steering.headset import united
 from steering.recipes import Recipe
 from steering.reproduce.plan import RETAINED, Arm, Job, Plan
 from steering.reproduce.scores import choose as choose_heads
-from steering.reproduce.scores import head_scores
-from steering.results import Result, asked_of, load_result, result_path
+from steering.reproduce.scores import head_scores, settings_of
+from steering.results import Result, asked_of, load_result, result_path, save_result
 from steering.retain import retain
 from steering.suites import SUITES, Subject, choose, run_suites
 from testbed.demos import FIRST_SEED, record
 from testbed.tasks import TARGETS
 
 POLICY = "tiny-pi0"
+CHOSEN = ("aligned", "bottom-k", "generic-k", "paper", "retain")
+"""Recipes whose heads depend on scores."""
 APART = 10_000
 """Distance of the first demonstrations' seeds of two training seeds."""
 
@@ -49,6 +55,12 @@ def run_path(work: Path, task: str, seed: int, demos: int) -> Path:
 
 def results_path(work: Path, task: str, seed: int) -> Path:
     return work / task / f"seed{seed}-results"
+
+
+def results_of(work: Path, task: str, seed: int, arm: str) -> list[Result]:
+    """All that is there of an arm, under whatever suite."""
+    paths = sorted(results_path(work, task, seed).glob("*.json"))
+    return [load_result(path) for path in paths if path.stem.split("--")[0] == arm]
 
 
 def prepare(work: Path, task: str, seed: int, demos: int) -> Adapted:
@@ -69,15 +81,50 @@ def recipe_of(plan: Plan, arm: Arm) -> Recipe:
     return Recipe.named(name, steps=plan.steps_of(arm), lora_targets=arm.targets)
 
 
+@cache
+def base() -> str:
+    """Fingerprint of the policy that every arm is adapted from."""
+    return load_policy(POLICY).fingerprint
+
+
+def adapted_from(plan: Plan, arm: Arm) -> dict[str, Any]:
+    """What decides an arm's policy besides recipe and seed. Results say it, so that those of another plan show."""
+    chosen = {"scores": settings_of(arm.by, plan.settings)} if arm.recipe in CHOSEN else {}
+    return {"base": base(), "demos": plan.demos_of(arm), **chosen}
+
+
 def as_planned(plan: Plan, arm: Arm, result: Result) -> bool:
-    """Whether a result is of the training and the suite that the plan asks for, not of those before a change."""
+    """Whether a result is of the training and the suite that the plan asks for, not of those before a change.
+
+    What an older result does not say is not held against it.
+    """
     if not _tried_as_today(result):
         return False
     if not arm.trained:
+        return result.policy == base()
+    asked = recipe_of(plan, arm).to_json()
+    if arm.recipe == "retain":
+        asked |= {"name": "retain", "of": asked["name"], "coefficient": RETAINED}
+    recorded = result.settings.get("recipe")
+    off = {setting: value for setting, value in Recipe().to_json().items() if setting != "name"}
+    return (
+        recorded is not None
+        and _agree(asked, {**off, **recorded})  # a setting that is younger than the result was off
+        and _agree(adapted_from(plan, arm), result.settings.get("adapted_from", {}))
+        and _as_many_heads(arm, result.heads)
+    )
+
+
+def _agree(asked: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
+    return all(said[what] == value for what, value in asked.items() if what in said)
+
+
+def _as_many_heads(arm: Arm, heads: tuple[str, ...] | None) -> bool:
+    if heads is None or arm.recipe == "all-heads":
         return True
-    recorded, asked = result.settings.get("recipe"), recipe_of(plan, arm).to_json()
-    known = {**Recipe().to_json(), **(recorded or {}), "name": asked["name"]}  # a younger setting was off
-    return recorded is not None and all(known[setting] == value for setting, value in asked.items())
+    if arm.recipe == "paper":  # the expert's places in the vlm, and some of these are dead
+        return len(heads) <= arm.heads
+    return Counter(Head.parse(head).tower for head in heads) == dict.fromkeys(arm.towers, arm.heads)
 
 
 def _tried_as_today(result: Result) -> bool:
@@ -133,15 +180,21 @@ def perform(plan: Plan, work: Path, job: Job) -> list[Result]:
         path = result_path(directory, job.arm.name, suite)
         if path.is_file() and not _tried_as_today(load_result(path)):
             path.unlink()
+    there = results_of(work, job.task, job.seed, job.arm.name)
     if job.arm.trained:
-        training = train(plan, work, job.task, job.arm, job.seed)
-        summary = read_json(training / SUMMARY)
+        training, today = train(plan, work, job.task, job.arm, job.seed), adapted_from(plan, job.arm)
+        summary = {**read_json(training / SUMMARY), "adapted_from": today}
         subject = Subject(
             training / "policy", job.arm.name, job.arm.recipe, summary, fingerprint=summary["policy"]
         )
+        for r in there:
+            if r.policy == subject.fingerprint and r.settings.get("adapted_from", today) != today:
+                settings = {**r.settings, "adapted_from": today}  # what is asked now gave the very policy
+                save_result(result_path(directory, r.name, r.suite), replace(r, settings=settings))
     else:
-        subject = Subject(POLICY, job.arm.name, job.arm.recipe)
-    suites = [*job.suites, *(suite for suite in _of_another(directory, subject) if suite not in job.suites)]
+        subject = Subject(POLICY, job.arm.name, job.arm.recipe, fingerprint=base())
+    of_another = [r.suite for r in there if r.suite in SUITES and r.policy != subject.fingerprint]
+    suites = [*job.suites, *(suite for suite in of_another if suite not in job.suites)]
     done = run_suites(
         subject,
         job.task,
@@ -153,9 +206,3 @@ def perform(plan: Plan, work: Path, job: Job) -> list[Result]:
         progress=False,
     )
     return [result for result, _, _ in done]
-
-
-def _of_another(directory: Path, subject: Subject) -> list[str]:
-    """Suites under which another policy of the same name was tried."""
-    there = [load_result(path) for path in sorted(directory.glob("*.json"))]
-    return [r.suite for r in there if r.name == subject.name and subject.fingerprint not in (None, r.policy)]
