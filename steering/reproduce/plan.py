@@ -101,6 +101,8 @@ class Plan:
     n: int = 100
     demos: int = 20
     steps: int = 250
+    checkpoint_every: int = 50
+    """Steps that a kill can cost a training."""
     settings: Mapping[str, int] = field(default_factory=dict)
     """Sizes of the scores: frames, pairs (steering/reproduce/scores.py)."""
 

@@ -163,6 +163,7 @@ def train(plan: Plan, work: Path, task: str, arm: Arm, seed: int) -> Path:
             scores=scores,
             others=[scored(plan, arm, prepare(work, t, seed, plan.demos_of(arm))) for t in others],
             seed=seed,
+            checkpoint_every=plan.checkpoint_every,
             progress=False,
         )
     return job

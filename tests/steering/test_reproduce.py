@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,9 +16,13 @@ import pytest
 
 from interp.errors import UsageError
 from interp.runs import Run
+from steering.checkpoint import steps_in
+from steering.finetune import CHECKPOINT, SUMMARY
 from steering.reproduce.experiment import done, run
 from steering.reproduce.plan import Arm, Plan, Study
 from steering.reproduce.pool import Cluster
+from steering.reproduce.records import COSTS, read_records
+from steering.reproduce.report import report
 from steering.reproduce.work import perform, run_path
 from steering.results import Result
 from testbed.variation import TestbedError
@@ -27,13 +32,14 @@ ROOT = Path(__file__).parents[2]
 SMALL = Plan(
     "quick",
     (
-        Study("success", "?", (Arm("base"), Arm("aligned", heads=3)), tasks=("press-button-hard",)),
-        Study("more", "?", (Arm("retain", heads=3),), ("in-domain", "lighting"), ("press-button-hard",)),
+        Study("success", "?", (Arm("base"), Arm("aligned")), tasks=("press-button-hard",)),
+        Study("more", "?", (Arm("retain"),), ("in-domain", "lighting"), ("press-button-hard",)),
     ),
     seeds=(0,),
     n=2,
     demos=4,
-    steps=4,
+    steps=12,
+    checkpoint_every=2,
     settings={"frames": 2, "pairs": 2},
 )
 
@@ -44,7 +50,9 @@ def records(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_an_experiment_that_is_killed_ends_with_the_records_of_one_that_is_not(tmp_path: Path) -> None:
+def test_an_experiment_that_is_killed_ends_with_the_records_and_report_of_one_that_is_not(
+    tmp_path: Path,
+) -> None:
     script = tmp_path / "reproduce.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom steering.reproduce.experiment import run\n"
@@ -64,25 +72,35 @@ def test_an_experiment_that_is_killed_ends_with_the_records_of_one_that_is_not(t
         time.sleep(0.05)
     with pytest.raises(UsageError, match=rf"process {process.pid} is reproducing there"):
         run(SMALL, work, kept, 1, progress=False)
+    training = run_path(work, "press-button-hard", 0, SMALL.demos) / "jobs/aligned"
+    while not (training / CHECKPOINT).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert 0 < steps_in(training / CHECKPOINT) < SMALL.steps
+    assert not (training / SUMMARY).exists()
     assert not all(done(SMALL, work, job) for job in SMALL.jobs())
 
     said: list[str] = []
     run(SMALL, work, kept, 2, said.append, progress=False)
     assert not any("base" in line for line in said)  # it was there
     run(SMALL, tmp_path / "whole", tmp_path / "whole-results", 2, said.append, progress=False)
-    assert records(kept) == records(tmp_path / "whole-results")
-    assert set(records(kept)) == {
-        f"press-button-hard/{arm}.json" for arm in ("base", "aligned-k3", "retain-k3")
-    }
+    whole = tmp_path / "whole-results"
+    assert records(kept) == records(whole)
+    assert set(records(kept)) == {f"press-button-hard/{arm}.json" for arm in ("base", "aligned", "retain")}
+
+    shutil.copy(whole / COSTS, kept / COSTS)  # the clock is the machine's
+    reports = [report(SMALL, read_records(results), results) for results in (kept, whole)]
+    assert reports[0] == reports[1]
+    assert all(f"| {arm} |" in reports[0] for arm in ("base", "aligned", "retain"))
 
     said.clear()
     run(SMALL, work, kept, 2, said.append, progress=False)
     assert not said  # nothing left to do
-    trained = json.loads((kept / "press-button-hard/aligned-k3.json").read_text())["runs"][0]
-    assert len(trained["heads"]) == 3
-    assert sum(trained["trainable_parameters"].values()) == 3 * 4096
+    trained = json.loads((kept / "press-button-hard/aligned.json").read_text())["runs"][0]
+    assert len(trained["heads"]) == 12
+    assert sum(trained["trainable_parameters"].values()) == 12 * 4096
 
 
 @pytest.fixture
@@ -106,7 +124,7 @@ def test_a_cluster_does_the_same_jobs(tmp_path: Path, cluster: str) -> None:
     def same(result: Result) -> Result:
         return replace(result, seconds={}, peak_memory_mb=None, created="")
 
-    (job,) = SMALL.only(studies=["success"], arms=["aligned-k3"]).jobs()
+    (job,) = SMALL.only(studies=["success"], arms=["aligned"]).jobs()
     with Cluster(cluster) as pool:
         assert pool.processes == 2
         (there,) = pool.submit(perform, SMALL, tmp_path / "there", job).result()
