@@ -224,7 +224,8 @@ TRIED = (
 )
 """What every main arm is tried on besides its own task."""
 ADAPTING = ("marker-in-mug", "press-button-hard", "cube-in-bowl")
-"""Tasks on which finetuning helps at all (study `success`): an ablation of what does not help says nothing."""
+"""Tasks on which heads of the expert were found to help (seed 0 of study `success`): the ablations, which are all of
+such heads, say nothing where these do not help."""
 FEW = 4
 """Heads of the study of methods: with fewer heads their choice has more to say."""
 
