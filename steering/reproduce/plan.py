@@ -127,7 +127,7 @@ class Plan:
         """Every job, by seed, then study: a plan that is stopped has answered its first questions from one seed.
 
         The base is adapted from nothing, so it has one seed, the first; and it has no pretraining or unseen tasks of
-        its own, so these are rolled out for one task alone.
+        its own, so these are rolled out for the first task of a study alone.
         """
         seen: set[tuple[str, str, int, str]] = set()
         for seed in self.seeds:
@@ -139,7 +139,7 @@ class Plan:
                         suites = [
                             suite
                             for suite in study.suites
-                            if arm.trained or suite not in everywhere or task == self.tasks[0]
+                            if arm.trained or suite not in everywhere or task == study.tasks[0]
                         ]
                         fresh = tuple(s for s in suites if (task, arm.name, at, s) not in seen)
                         if fresh:

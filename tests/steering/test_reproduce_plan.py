@@ -35,6 +35,15 @@ def test_the_full_plan_fills_every_cell_of_the_paper_once() -> None:
     assert len(base) == len(set(base)) == 5 * 6 + 5  # what is not the task's own is rolled out for one task
 
 
+@pytest.mark.parametrize("name", PLANS)
+def test_the_base_runs_under_everything_that_arms_are_tried_under(name: str) -> None:
+    """`--quick` has no robustness on the first of its tasks; its arms need a base to be compared with."""
+    suites: dict[bool, set[str]] = {True: set(), False: set()}
+    for job in PLANS[name].jobs():
+        suites[job.arm.trained].update(job.suites)
+    assert suites[True] == suites[False]
+
+
 def test_a_plan_answers_from_one_seed_before_it_takes_the_next() -> None:
     seeds = [job.seed for job in FULL.jobs()]
     assert seeds == sorted(seeds)
