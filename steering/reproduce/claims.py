@@ -26,7 +26,7 @@ from interp.heads import Head
 from steering.reproduce import published
 from steering.reproduce.contrast import Contrast, contrast, resolves
 from steering.reproduce.maps import read_map, read_profile
-from steering.reproduce.plan import BOTH, FEW, LORA_EVERYWHERE, MAIN, REACHING_VLM, VLM, Arm
+from steering.reproduce.plan import BOTH, FEW, HEADS, LORA_EVERYWHERE, MAIN, REACHING_VLM, VLM, Arm
 from steering.results import IN_DOMAIN, Entry
 from steering.stats import Interval
 
@@ -34,6 +34,7 @@ REPRODUCES = "reproduces"
 NOT_SHOWN = "not shown: the interval includes zero"
 NOT_EXCLUDED = "not shown: an effect that matters is not excluded"
 OPPOSITE = "the opposite"
+ONE_DRAW = "not shown: one draw of random heads"
 BY_CHANCE_TOO = "not shown: no more than chance"
 NO_DATA = "not run yet"
 Kind = Literal["better", "as good"]
@@ -179,6 +180,11 @@ def _choice(entries: Sequence[Entry], results: Path) -> list[Claim]:
         *_specific(entries, results),
     ]
     few = Arm("aligned", heads=FEW)
+    for control, what in (("random-k", "random ones"), ("bottom-k", "the worst ranked")):
+        says = f"which heads are trained matters: chosen ones beat {what}"
+        for heads in (HEADS, FEW):
+            ours, theirs = (Arm(recipe, heads=heads).name for recipe in ("aligned", control))
+            found.append(_claim("which heads", says, contrast(entries, ours, theirs), ours, theirs))
     for by in CAUSAL:
         other = replace(few, by=by)
         says = f"choosing by k-NN is as good: as by {'causal mediation' if by == 'ablation' else by}"
@@ -204,6 +210,8 @@ def _claim(
     said = verdict(made.difference, kind)
     if kind == "as good" and said == REPRODUCES and not resolves(made.n, published.MARGIN):
         said = NOT_EXCLUDED
+    if made.one_draw:
+        said = ONE_DRAW
     return Claim(about, says, compared, said, made.difference, "points", made.size)
 
 

@@ -189,7 +189,7 @@ def _opening(plan: Plan) -> str:
         "made with a real arm; here a small policy (tiny-pi0) repeats them on a simulated tabletop. `aligned` trains "
         f"the query rows and output columns of the {HEADS} heads of the action expert that k-NN ranks best, "
         f"`{VLM.name}` of the vlm's, `{BOTH.name}` both; `paper` trains what the published code trains; "
-        "docs/recipes.md describes the other arms. Rates are percent, differences are points with paired 95 % "
+        "docs/reproduce.md says what the other arms are. Rates are percent, differences are points with paired 95 % "
         "intervals in brackets; n counts paired rollouts. A difference matters "
         f"here if it is as large as the smaller mean advantage over LoRA that the paper claims: {100 * MARGIN:.3g} "
         "points."
