@@ -16,8 +16,9 @@ from app import raw
 from interp.errors import UsageError
 from interp.runs import Run
 from steering.cells import Cell, Mean
-from steering.compare import TRIALS, Arm, Comparison, compare
-from steering.results import IN_DOMAIN, Result, load_result
+from steering.compare import TRIALS, Arm, Comparison, compare_entries
+from steering.gather import as_arms
+from steering.results import IN_DOMAIN, Entry, Result, load_result
 from steering.stats import Interval
 
 NONE = "–"
@@ -67,20 +68,57 @@ def read(run: Run) -> tuple[dict[Path, Result], list[str]]:
 def compared(
     results: Mapping[Path, Result], against: str | None = None, suites: bool = True
 ) -> Comparison | None:
-    """The comparison of results; None if there are none. A baseline that is not there is not a wish: the usual one
-    then. Without `suites` only in-domain results count, if there are any: that takes no time."""
-    usual = [path for path, result in results.items() if result.suite == IN_DOMAIN]
-    paths = list(results) if suites or not usual else usual
-    if not paths:
+    """The comparison of results; None if there are none. Without `suites` only in-domain results count, if there are
+    any: that takes no time. A cell that cannot be shown is left out, and `notes` say why.
+
+    `against` names an arm, or a result that counts to it. A baseline that is not there is not a wish: the usual one
+    then.
+    """
+    if not results:
         return None
-    names = {results[path].name for path in paths}
-    files = tuple((path, raw.version(path)) for path in paths)
-    return _compared(files, against if against in names else None)
+    return _compared(tuple((path, raw.version(path)) for path in results), against, suites)
+
+
+Files = tuple[tuple[Path, str], ...]
+"""Results with what changes when they do."""
 
 
 @lru_cache(maxsize=32)
-def _compared(files: tuple[tuple[Path, str], ...], against: str | None) -> Comparison:
-    return compare([path for path, _ in files], against)
+def _compared(files: Files, against: str | None, suites: bool) -> Comparison:
+    entries, notes = _entries(files)
+    usual = [entry for entry in entries if entry.result.suite == IN_DOMAIN]
+    counted = entries if suites or not usual else usual
+    return compare_entries(counted, _baseline(against, counted), notes)
+
+
+@lru_cache(maxsize=4)
+def _entries(files: Files) -> tuple[list[Entry], list[str]]:
+    """Results with the arms that they count to, without the cells whose runs share no episode: nothing pairs those."""
+    entries = as_arms([(load_result(path), path.parent.name) for path, _ in files])
+    cells: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in entries:
+        cells.setdefault((entry.arm, entry.result.task, entry.result.suite), []).append(entry)
+    kept, notes = [], []
+    for (arm, task, suite), runs in cells.items():
+        if set.intersection(*({episode.seed for episode in run.result.episodes} for run in runs)):
+            kept += runs
+        else:
+            notes.append(
+                f"{arm} on {task} ({suite}): left out, as its {len(runs)} runs share no episode: "
+                "evaluate all on the same seeds"
+            )
+    return kept, notes
+
+
+def _baseline(wish: str | None, entries: Sequence[Entry]) -> str | None:
+    """The arm that is wished for by its name or that of a result of it, else base, else the only one of that kind."""
+    arms = {entry.arm for entry in entries}
+    of_result = {entry.result.name: entry.arm for entry in entries}
+    of_kind = {entry.arm for entry in entries if entry.result.arm == "base"}
+    for name in (wish, "base"):
+        if name is not None and (found := name if name in arms else of_result.get(name)):
+            return found
+    return of_kind.pop() if len(of_kind) == 1 else None
 
 
 def grouped(comparison: Comparison) -> list[Group]:

@@ -31,6 +31,7 @@ POINTS = {
 }
 COUNT = {"function": "params.value == null ? '–' : d3.format(',')(params.value)"}
 SECONDS = {"function": "params.value == null ? '–' : d3.format(',.0f')(params.value)"}
+NOTES = 4  # shown before one asks for more
 FILMS = 12  # shown at once, or the first episode's if there are more
 
 
@@ -49,10 +50,9 @@ def body(screen: Screen) -> Component:
     comparison = outcomes.compared(results, screen.wishes.get("against"), suites=False)
     if comparison is None:
         return html.Div([widgets.notices(problems), _empty(screen)])
-    notes = [note for note in comparison.notes if note not in problems]
     pinned = dmc.Select(
         id="compare-against",
-        data=list(dict.fromkeys(result.name for result in results.values())),
+        data=[arm.arm for arm in comparison.arms],
         value=comparison.against,
         placeholder="none",
         size="xs",
@@ -63,7 +63,7 @@ def body(screen: Screen) -> Component:
     more = len(results) > len(comparison.cells)
     return html.Div(
         [
-            widgets.notices([*problems, *notes]),
+            html.Div(_notes([*problems, *comparison.notes]), id="compare-notes"),
             html.Section(
                 [
                     html.Div(
@@ -104,6 +104,7 @@ def body(screen: Screen) -> Component:
 
 def connect(app: Dash, library: Library) -> None:
     @app.callback(
+        Output("compare-notes", "children"),
         Output("compare-reading", "children"),
         Output("compare-tasks", "children"),
         Output("compare-suites", "children"),
@@ -115,14 +116,20 @@ def connect(app: Dash, library: Library) -> None:
     def pin(against: str | None, name: str, scheme: str | None) -> tuple[Any, ...]:
         """Everything that a baseline decides, and all suites: their intervals take a while the first time."""
         try:
-            results, _ = outcomes.read(library.open(name))
-        except UsageError:
-            return (no_update,) * 4
-        comparison = outcomes.compared(results, against)
+            results, problems = outcomes.read(library.open(name))
+            comparison = outcomes.compared(results, against)
+        except (UsageError, OSError) as error:
+            return _notes([f"the suites cannot be shown: {error}"]), no_update, no_update, [], no_update
         if comparison is None:
-            return (no_update,) * 4
+            return (
+                _notes([*problems, f"run {name} has no results any more"]),
+                *(no_update,) * 2,
+                [],
+                no_update,
+            )
         shown = scheme or "light"
         return (
+            _notes([*problems, *comparison.notes]),
             _read(comparison),
             _tasks(comparison, shown),
             _suites(comparison, shown),
@@ -140,6 +147,13 @@ def connect(app: Dash, library: Library) -> None:
         return films.film(library.open(run), film)
 
     raw.route(app, "/raw/<run>/videos/<path:film>", film)
+
+
+def _notes(lines: Sequence[str]) -> list[Component]:
+    """What was left out or cannot be relied on; a comparison of many cells has more of it than anyone reads at once."""
+    first, others = lines[:NOTES], lines[NOTES:]
+    more = [html.Summary(f"{len(others)} more notes"), widgets.notices(others)]
+    return [widgets.notices(first), *([html.Details(more, className="rs-more-notes")] if others else [])]
 
 
 def _read(comparison: Comparison) -> list[Component]:

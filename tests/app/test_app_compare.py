@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 from app_kit import POLICY, Tab, make_result, make_run
 
 from app import create_app, films, outcomes, rates, theme
+from app.pages import compare
+from app.pages.page import Screen
 from interp.errors import UsageError
 from interp.runs import Run
-from steering.results import Result, result_path, save_result
+from steering.results import Result, load_result, result_path, save_result
 from steering.rollouts import Episode
 from steering.suites import SUITES
 
@@ -26,22 +29,54 @@ def run(tmp_path: Path) -> Run:
 
 
 def half(run: Run, arm: str, successes: int, n: int = 20, **more: Any) -> Result:
-    """An arm of which the first `successes` of n episodes succeed, in-domain or under a suite, saved."""
+    """An arm of which the first `successes` of n episodes succeed, in-domain or under a suite, saved.
+
+    With `seed` one of the arm's trainings, as `finetune` names them: `aligned`, `aligned-s1`.
+    """
     suite = SUITES[more.pop("suite", "in-domain")]
+    first = more.pop("first", 0)
     episodes = tuple(
-        Episode(seed, seed < successes, 30, None if seed < successes else "dropped") for seed in range(n)
+        Episode(first + i, i < successes, 30, None if i < successes else "dropped") for i in range(n)
     )
     settings: Mapping[str, Any] = {
         "rolled_out": suite.task or "marker-in-mug",
         "variation": dict(suite.options),
     }
+    name = arm
+    if (seed := more.pop("seed", None)) is not None:
+        name = f"{arm}-s{seed}" if seed else arm
+        settings = {**settings, "recipe": {"name": arm}, "seed": seed}
+        more = {"trainable_parameters": {"query rows": 24_576}, **more}
+    more = {"policy": f"{POLICY}-{name}", **more}
     result = Result(
-        name=arm, arm=arm, task="marker-in-mug", policy=f"{POLICY}-{arm}", episodes=episodes,
-        suite=suite.name, factor=suite.factor, settings={**settings, **more.pop("settings", {})}, **more,
+        name=name, arm=arm, task="marker-in-mug", episodes=episodes, suite=suite.name, factor=suite.factor,
+        settings={**settings, **more.pop("settings", {})}, **more,
     )  # fmt: skip
-    path = result_path(run.path / "results", arm, suite.name)
+    path = result_path(run.path / "results", name, suite.name)
     save_result(path, result)
     return result
+
+
+def pinned(client: Any, run: Run, against: str) -> dict[str, str]:
+    """What the page shows with that baseline: the children of its parts, as JSON."""
+    parts = ("compare-notes", "compare-reading", "compare-tasks", "compare-suites")
+    outputs = [{"id": part, "property": "children"} for part in parts] + [
+        {"id": "results", "property": "rowData"}
+    ]
+    body = {
+        "output": f"..{'...'.join('.'.join(output.values()) for output in outputs)}..",
+        "outputs": outputs,
+        "inputs": [{"id": "compare-against", "property": "value", "value": against}],
+        "state": [
+            {"id": "run", "property": "value", "value": run.name},
+            {"id": "scheme", "property": "data", "value": "light"},
+        ],
+        "changedPropIds": ["compare-against.value"],
+    }
+    answer = client.post("/_dash-update-component", json=body, headers={"Host": "localhost"})
+    assert answer.status_code == 200, answer.text
+    found = answer.json["response"]
+    return {part: json.dumps(found[part]["children"]) for part in parts if part in found}
 
 
 def compared(run: Run, against: str | None = None) -> Any:
@@ -87,6 +122,77 @@ def test_any_arm_can_be_the_baseline(run: Run) -> None:
     assert gaps == {"lora": None, "aligned": pytest.approx(0.25), "base": pytest.approx(-0.25)}
     assert compared(run, "gone").against == "base"  # a link may ask for an arm that is not there
     assert compared(make_run(run.path.parent / "empty")) is None
+
+
+def test_a_training_as_the_baseline_stands_for_its_arm(run: Run) -> None:
+    half(run, "base", 5)
+    for seed, successes in enumerate((12, 16, 14)):
+        half(run, "aligned", successes, seed=seed)
+    results, _ = outcomes.read(run)
+    for wish in ("aligned", "aligned-s1"):  # links of before trainings were joined name one of them
+        comparison = outcomes.compared(results, wish)
+        assert comparison.against == "aligned"
+        (group,) = outcomes.grouped(comparison)
+        assert [(row.label, row.baseline) for row in group.rows] == [("aligned", True), ("base", False)]
+        assert group.rows[1].cell.difference.value == pytest.approx(-0.45)
+    select = compare.body(Screen(run, {"against": "aligned-s2"}, "light"))["compare-against"]
+    assert (select.value, select.data) == ("aligned", ["aligned", "base"])
+
+
+def test_a_base_by_another_name_is_the_baseline_under_its_own(run: Run) -> None:
+    half(run, "base", 5)
+    (path,) = run.results.values()
+    save_result(path, replace(load_result(path), name="pi0-base"))
+    half(run, "aligned", 15)
+    comparison = compared(run)
+    assert comparison.against == "pi0-base"
+    assert [row.baseline for row in outcomes.grouped(comparison)[0].rows] == [True, False]
+
+
+def test_what_cannot_be_paired_is_left_out_with_a_note_and_the_rest_is_shown(run: Run) -> None:
+    for suite in ("in-domain", "lighting"):
+        half(run, "base", 5, suite=suite)
+        half(run, "aligned", 15, seed=0, suite=suite)
+        half(run, "lora", 10, seed=0, suite=suite)
+    half(run, "aligned", 15, seed=1)
+    half(run, "aligned", 15, seed=1, suite="lighting", first=500)
+    comparison = compared(run)
+    left = [note for note in comparison.notes if "left out" in note]
+    assert left == [
+        "aligned on marker-in-mug (lighting): left out, as its 2 runs share no episode: evaluate all on the same seeds"
+    ]
+    assert [(cell.arm, cell.suite) for cell in comparison.cells if cell.suite == "lighting"] == [
+        ("base", "lighting"),
+        ("lora", "lighting"),
+    ]
+    client = create_app(run.path.parent).server.test_client()
+    said = pinned(client, run, "base")
+    assert "left out" in said["compare-notes"]
+    assert "suites-figure" in said["compare-suites"]
+    half(run, "lora", 10, seed=1, first=500)  # in-domain, too
+    assert {cell.arm for cell in outcomes.compared(outcomes.read(run)[0], suites=False).cells} == {
+        "base",
+        "aligned",
+    }
+
+
+def test_notes_are_of_all_suites_and_of_the_baseline_that_is_pinned(run: Run) -> None:
+    half(run, "base", 5)
+    half(run, "base", 5, suite="lighting", n=10)
+    half(run, "aligned", 15, seed=0)
+    half(run, "aligned", 15, seed=0, suite="lighting", policy=f"{POLICY}-before")
+    client = create_app(run.path.parent).server.test_client()
+    said = pinned(client, run, "base")["compare-notes"]
+    assert "its results are of 2 policies" in said
+    assert "aligned on marker-in-mug (lighting): the baseline ran 10 of its 20 episodes" in said
+    said = pinned(client, run, "aligned")["compare-notes"]
+    assert "its results are of 2 policies" in said
+    assert "the baseline ran" not in said  # it ran all ten of base's
+    for file in (run.path / "results").iterdir():
+        file.unlink()
+    said = pinned(client, run, "base")
+    assert "no results any more" in said["compare-notes"]
+    assert said["compare-suites"] == "[]"  # nothing is being worked out any longer
 
 
 def test_suites_stand_under_what_they_change_and_lose_what_they_lose(run: Run) -> None:
