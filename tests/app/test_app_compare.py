@@ -3,84 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import plotly.graph_objects as go
 import pytest
 from app_kit import POLICY, Tab, make_result, make_run
+from compare_kit import compared, half, pinned, wilson_roots
 
-from app import create_app, films, outcomes, rates, theme
+from app import create_app, films, outcomes, rates
 from app.pages import compare
 from app.pages.page import Screen
 from interp.errors import UsageError
 from interp.runs import Run
-from steering.results import Result, load_result, result_path, save_result
-from steering.rollouts import Episode
-from steering.suites import SUITES
+from steering.looks import LOOKS
+from steering.results import load_result, save_result
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return make_run(tmp_path / "runs" / "first")
-
-
-def half(run: Run, arm: str, successes: int, n: int = 20, **more: Any) -> Result:
-    """An arm of which the first `successes` of n episodes succeed, in-domain or under a suite, saved.
-
-    With `seed` one of the arm's trainings, as `finetune` names them: `aligned`, `aligned-s1`.
-    """
-    suite = SUITES[more.pop("suite", "in-domain")]
-    first = more.pop("first", 0)
-    episodes = tuple(
-        Episode(first + i, i < successes, 30, None if i < successes else "dropped") for i in range(n)
-    )
-    settings: Mapping[str, Any] = {
-        "rolled_out": suite.task or "marker-in-mug",
-        "variation": dict(suite.options),
-    }
-    name = arm
-    if (seed := more.pop("seed", None)) is not None:
-        name = f"{arm}-s{seed}" if seed else arm
-        settings = {**settings, "recipe": {"name": arm}, "seed": seed}
-        more = {"trainable_parameters": {"query rows": 24_576}, **more}
-    more = {"policy": f"{POLICY}-{name}", **more}
-    result = Result(
-        name=name, arm=arm, task="marker-in-mug", episodes=episodes, suite=suite.name, factor=suite.factor,
-        settings={**settings, **more.pop("settings", {})}, **more,
-    )  # fmt: skip
-    path = result_path(run.path / "results", name, suite.name)
-    save_result(path, result)
-    return result
-
-
-def pinned(client: Any, run: Run, against: str) -> dict[str, str]:
-    """What the page shows with that baseline: the children of its parts, as JSON."""
-    parts = ("compare-notes", "compare-reading", "compare-tasks", "compare-suites")
-    outputs = [{"id": part, "property": "children"} for part in parts] + [
-        {"id": "results", "property": "rowData"}
-    ]
-    body = {
-        "output": f"..{'...'.join('.'.join(output.values()) for output in outputs)}..",
-        "outputs": outputs,
-        "inputs": [{"id": "compare-against", "property": "value", "value": against}],
-        "state": [
-            {"id": "run", "property": "value", "value": run.name},
-            {"id": "scheme", "property": "data", "value": "light"},
-        ],
-        "changedPropIds": ["compare-against.value"],
-    }
-    answer = client.post("/_dash-update-component", json=body, headers={"Host": "localhost"})
-    assert answer.status_code == 200, answer.text
-    found = answer.json["response"]
-    return {part: json.dumps(found[part]["children"]) for part in parts if part in found}
-
-
-def compared(run: Run, against: str | None = None) -> Any:
-    return outcomes.compared(outcomes.read(run)[0], against)
 
 
 def test_the_baseline_comes_first_and_what_is_not_sure_is_said(run: Run) -> None:
@@ -216,36 +158,6 @@ def test_suites_stand_under_what_they_change_and_lose_what_they_lose(run: Run) -
     assert {cell.suite for cell in quick.cells} == {"in-domain"}
 
 
-def test_figures_are_valid_keep_an_arms_colour_and_draw_no_line_through_words(run: Run) -> None:
-    for arm, parameters, seconds in (("base", 0, 0.0), ("aligned", 49_152, 61.0), ("full", 3_331_879, 140.0)):
-        trained = {"all": parameters} if parameters else {}
-        half(run, arm, 10, trainable_parameters=trained, seconds={"train": seconds})
-        half(run, arm, 8, suite="lighting")
-    comparison = compared(run)
-    groups = outcomes.grouped(comparison)
-    for scheme in theme.SCHEMES:
-        figures = [
-            rates.success(comparison, groups, scheme),
-            rates.difference(comparison, groups, scheme),
-            rates.under_suites(comparison, scheme),
-            rates.under_suites(comparison, scheme, paired=True),
-            rates.cost(comparison, "parameters", scheme),
-            rates.cost(comparison, "seconds", scheme),
-        ]
-        for figure in figures:
-            go.Figure(figure)  # Plotly refuses unknown properties and values
-            # colours are given by order: the same arms in the same order everywhere
-            assert [trace["name"] for trace in figure["data"]] == ["base", "aligned", "full"]
-    difference = figures[1]["layout"]
-    (heading,) = (note["y"] for note in difference["annotations"] if "marker-in-mug" in note["text"])
-    assert all(not shape["y0"] <= heading <= shape["y1"] for shape in difference["shapes"])
-    assert difference["xaxis"]["range"][0] < 0 < difference["xaxis"]["range"][1]  # zero is never the edge
-    by_parameters = {trace["name"]: trace["x"] for trace in figures[4]["data"]}
-    assert by_parameters["aligned"] == [49_152]
-    assert by_parameters["base"][0] < 49_152  # nothing to train has no logarithm: it stands before the axis
-    assert figures[4]["layout"]["xaxis"]["ticktext"][0] == "none"
-
-
 def test_only_settings_that_differ_are_listed(run: Run) -> None:
     half(run, "base", 5, settings={"execute": 4})
     half(
@@ -295,18 +207,6 @@ def test_films_of_one_episode_stand_together_with_how_it_ended(run: Run) -> None
     assert [film.name for film in other.films] == ["by-hand.gif"]
 
 
-@pytest.mark.parametrize(
-    ("least", "most", "expected"),
-    [
-        (49_152, 49_152, [50_000]),  # a single price still has a number near it
-        (20_000, 300_000, [10_000, 20_000, 50_000, 100_000, 200_000, 500_000]),
-        (1_000, 3_000_000, [1_000, 10_000, 100_000, 1_000_000, 10_000_000]),
-    ],
-)
-def test_prices_have_numbers_on_their_axis(least: float, most: float, expected: list[float]) -> None:
-    assert rates.log_ticks(least, most) == expected
-
-
 @pytest.mark.browser
 def test_before_and_after_in_the_browser(tab: Tab, site: Any) -> None:
     run = make_run(site.folder / "compared")
@@ -322,10 +222,7 @@ def test_before_and_after_in_the_browser(tab: Tab, site: Any) -> None:
     low, high = tab.page.evaluate(
         "document.querySelector('#success-figure .js-plotly-plot').data.find(t => t.name === 'aligned').customdata[0]"
     )
-    # Wilson's interval of 70 of 100, from the quadratic that defines it
-    z = 1.959963985
-    ends = np.roots([1 + z * z / 100, -(2 * 0.7 + z * z / 100), 0.7**2])
-    assert (low, high) == pytest.approx((100 * ends.min(), 100 * ends.max()), abs=1e-3)
+    assert (low, high) == pytest.approx(wilson_roots(70, 100), abs=1e-3)
 
     tab.choose("#compare-against", "aligned")
     tab.page.wait_for_function("location.search.includes('against=aligned')")
@@ -347,3 +244,5 @@ def test_before_and_after_in_the_browser(tab: Tab, site: Any) -> None:
     tab.page.wait_for_function(
         "[...document.querySelectorAll('.js-plotly-plot')].every(g => g._fullLayout.paper_bgcolor === '#161e27')"
     )
+    aligned = "document.querySelector('#success-figure .js-plotly-plot').data.find(t => t.name === 'aligned')"
+    assert tab.page.evaluate(f"{aligned}.marker.color") == LOOKS["aligned"].dark
