@@ -278,6 +278,16 @@ LUCK = "{} luck is in no interval"
 # ---- in words
 
 
+def notes(comparison: Comparison) -> list[str]:
+    """The comparison's notes; what is so of several arms is said once: "aligned, lora on mug (lighting): ..."."""
+    arms: dict[str, list[str]] = {}
+    for note in comparison.notes:
+        arm, of, rest = note.partition(" on ")
+        about_arm = of and any(arm == one.arm for one in comparison.arms)
+        arms.setdefault(of + rest if about_arm else note, []).extend([arm] if about_arm else [])
+    return [f"{', '.join(dict.fromkeys(names))}{rest}" for rest, names in arms.items()]
+
+
 def reading(comparison: Comparison) -> list[str]:
     """The comparison in plain words. A difference counts if its interval excludes zero."""
     lines = [_of_task(group) for group in grouped(comparison)]

@@ -76,7 +76,7 @@ def body(screen: Screen) -> Component:
     more = len(results) > len(comparison.cells)
     return html.Div(
         [
-            html.Div(_notes([*problems, *comparison.notes]), id="compare-notes"),
+            html.Div(_notes([*problems, *outcomes.notes(comparison)]), id="compare-notes"),
             html.Section(
                 [
                     html.Div(
@@ -139,7 +139,7 @@ def connect(app: Dash, library: Library) -> None:
             comparison = outcomes.compared(results, against)
             notes = [
                 *problems,
-                *(comparison.notes if comparison else [f"run {name} has no results any more"]),
+                *(outcomes.notes(comparison) if comparison else [f"run {name} has no results any more"]),
             ]
         except (UsageError, OSError) as error:
             notes = [f"the suites cannot be shown: {error}"]

@@ -123,13 +123,14 @@ def test_notes_are_of_all_suites_and_of_the_baseline_that_is_pinned(run: Run) ->
     half(run, "base", 5, suite="lighting", n=10)
     half(run, "aligned", 15, seed=0)
     half(run, "aligned", 15, seed=0, suite="lighting", policy=f"{POLICY}-before")
+    half(run, "lora", 15, suite="lighting")
     client = create_app(run.path.parent).server.test_client()
     said = pinned(client, run, "base")["compare-notes"]
     assert "its results are of 2 policies" in said
-    assert "aligned on marker-in-mug (lighting): the baseline ran 10 of its 20 episodes" in said
+    assert "aligned, lora on marker-in-mug (lighting): the baseline ran 10 of its 20 episodes" in said
     said = pinned(client, run, "aligned")["compare-notes"]
     assert "its results are of 2 policies" in said
-    assert "the baseline ran" not in said  # it ran all ten of base's
+    assert "the baseline ran" not in said  # it ran all ten of base's and all of lora's
     for file in (run.path / "results").iterdir():
         file.unlink()
     said = pinned(client, run, "base")
