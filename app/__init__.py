@@ -8,7 +8,7 @@
     selections, selection_bar, selecting   sets of heads on disk; the bar on every page; what it does
     maps       figures of heads: layer x head maps, ranked scores (pure)
     markup     components as plain HTML; firstpaint, the page before any script has run; compression, on the line
-    rates      figures of rollouts: success and paired differences (pure)
+    rates      figures of rollouts: success and paired differences; costs, against what they cost (pure)
     watch_data, watch_timeline   an episode's footage as bytes, and what happened in it as a figure (pure)
     jobs       finetunings as processes of their own; training, counting: their form, words and parameters
     theme      colours, fonts, light and dark

@@ -1,20 +1,20 @@
-"""Figures of rollouts: rates and paired differences as dots with intervals, and against what they cost; pure.
+"""Figures of rollouts: rates and paired differences as dots with intervals, by task and by suite; pure.
 
-Every figure has one trace an arm, in the comparison's order, so that an arm has one colour everywhere and in both
-schemes (the template's colorway). Axis names: row, from top to bottom. Rates and differences are drawn in per cent.
+Every figure has one trace an arm, which looks the same everywhere (steering/looks.py). Axis names: row, from top to
+bottom. Rates and differences are drawn in per cent, and so are the numbers behind a figure, `layout.meta.rows`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from app import theme
+from app import outcomes, theme
 from app.maps import Figure
-from app.outcomes import SPOKEN, Group, trials
+from app.outcomes import SPOKEN, Group, Row, span, trials
 from steering.compare import Arm, Comparison
+from steering.looks import looks
 from steering.results import IN_DOMAIN
 from steering.stats import Interval
 
@@ -24,10 +24,14 @@ LETTER = 6.6  # pixels, about, of a letter of a label
 
 @dataclass(frozen=True)
 class Dot:
-    """An interval to be drawn in row `y`."""
+    """An interval to be drawn in row `y`; None for a difference that is not paired, which is only exported."""
 
-    interval: Interval
+    interval: Interval | None
     y: float
+    rests: str = ""
+    """On how much, in words."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """What is exported beside the interval."""
 
 
 @dataclass(frozen=True)
@@ -67,46 +71,63 @@ def task_rows(groups: Sequence[Group]) -> Rows:
 
 def success(comparison: Comparison, groups: Sequence[Group], scheme: str) -> Figure:
     """Success rate of every arm with its interval; one row an arm, grouped by task."""
-    rows = [row for group in groups for row in group.rows]
     figure = _dots(
         comparison,
         task_rows(groups),
-        lambda arm: [Dot(row.cell.success, row.y) for row in rows if row.label == arm.arm],
+        lambda arm: [_dot(arm, row, row.cell.success) for row in _of(groups, arm)],
         scheme,
+        name="success",
         title="Success rate, 95 % interval",
         axis="successful rollouts, %",
     )
-    for row in rows:
-        n = row.cell.n * row.cell.runs
-        won = round(row.cell.success.value * n)
-        figure["layout"]["annotations"].append(
-            _note(f"{won}/{n}", x=1, y=row.y, xref="paper", xanchor="left", xshift=10)
-        )
-    figure["layout"]["margin"]["r"] = 64
-    return figure
+    notes = []
+    for arm in comparison.arms:
+        for row in _of(groups, arm):
+            n = row.cell.n * row.cell.runs
+            seeds = outcomes.seeds(row.cell, arm)
+            trained = "" if seeds is None else f" · {outcomes.plural(seeds, 'seed')}"
+            notes.append((row.y, f"{round(row.cell.success.value * n)}/{n}{trained}"))
+    return _noted(figure, notes, 24)
 
 
 def difference(comparison: Comparison, groups: Sequence[Group], scheme: str) -> Figure:
     """Paired difference of success to the baseline on the same episodes."""
-    rows = [row for group in groups for row in group.rows]
     figure = _dots(
         comparison,
         task_rows(groups),
         lambda arm: [
-            Dot(r.cell.difference, r.y) for r in rows if r.label == arm.arm and r.cell.difference is not None
+            _dot(arm, row, row.cell.difference, comparison.against)
+            for row in _of(groups, arm)
+            if not row.baseline
         ],
         scheme,
+        name="difference",
         title=f"Difference to {comparison.against}, paired, 95 % interval",
         axis=f"difference to {comparison.against}, percentage points",
         zero=True,
     )
-    for row in rows:
+    notes = []
+    for row in (row for group in groups for row in group.rows):
         if row.cell.difference is None:
-            text = "baseline" if row.baseline else "not paired"
-            figure["layout"]["annotations"].append(
-                _note(text, x=1, y=row.y, xref="paper", xanchor="right", xshift=-4)
-            )
-    return figure
+            notes.append((row.y, "baseline" if row.baseline else "not paired"))
+        elif row.cell.paired != row.cell.n:
+            notes.append((row.y, f"on {row.cell.paired} of {row.cell.n}"))
+    return _noted(figure, notes, 20)
+
+
+def _of(groups: Sequence[Group], arm: Arm) -> list[Row]:
+    return [row for group in groups for row in group.rows if row.label == arm.arm]
+
+
+def _dot(arm: Arm, row: Row, interval: Interval | None, against: str | None = None) -> Dot:
+    """An arm's success on a task, or with `against` its difference to that one."""
+    cell = row.cell
+    rests, paired = outcomes.rests_on([cell], arm), {}
+    if against is not None:
+        paired = {"against": against, "paired": cell.paired}
+        rests += f"<br>paired on {cell.paired} of {cell.n}" if cell.paired != cell.n else ""
+    where = {"task": cell.task, "suite": cell.suite, "arm": arm.arm}
+    return Dot(interval, row.y, rests, {**where, **paired, "n": cell.n, "seeds": outcomes.seeds(cell, arm)})
 
 
 # ---- under suites
@@ -136,114 +157,48 @@ def under_suites(comparison: Comparison, scheme: str, paired: bool = False) -> F
     rows = suite_rows(comparison)
     place = {suite: y for y, suite in rows.labels}
     arms = comparison.arms
+    kinds = {suite: trial for trial, suites in trials(comparison) for suite in suites}
 
     def dots(arm: Arm) -> list[Dot]:
         shift = 0.72 * ((arms.index(arm) + 0.5) / len(arms) - 0.5)
-        means = {IN_DOMAIN: arm.success, **arm.suites}
-        found = [
-            (suite, mean.difference if paired else mean.success)
-            for suite, mean in means.items()
-            if mean is not None
-        ]
-        return [Dot(at, place[suite] + shift) for suite, at in found if at is not None and suite in place]
+        found = []
+        for suite, mean in {IN_DOMAIN: arm.success, **arm.suites}.items():
+            if mean is None or suite not in place or (paired and arm.arm == comparison.against):
+                continue
+            cells = [c for c in comparison.cells if (c.arm, c.suite) == (arm.arm, suite)]
+            row = {"suite": suite, "tries": kinds.get(suite), "arm": arm.arm, "tasks": len(cells)}
+            row |= {"against": comparison.against, "paired": span(c.paired for c in cells)} if paired else {}
+            row |= {"n": span(c.n for c in cells), "seeds": span(outcomes.seeds(c, arm) for c in cells)}
+            rests = outcomes.rests_on(cells, arm)
+            if paired and any(c.paired != c.n for c in cells):
+                rests += f"<br>paired on {row['paired']} of {row['n']}"
+            found.append(Dot(mean.difference if paired else mean.success, place[suite] + shift, rests, row))
+        return found
 
     what = f"Difference to {comparison.against}" if paired else "Success rate"
     axis = f"difference to {comparison.against}, percentage points" if paired else "successful rollouts, %"
     figure = _dots(
-        comparison, rows, dots, scheme, title=f"{what} by suite, 95 % interval", axis=axis, zero=paired
+        comparison,
+        rows,
+        dots,
+        scheme,
+        name="suite-difference" if paired else "suites",
+        title=f"{what} by suite, 95 % interval",
+        axis=axis,
+        zero=paired,
     )
-    figure["layout"] |= _legend()
+    figure["layout"] |= legend()
     figure["layout"]["margin"] |= {"t": 34}
-    return figure
+    apart: dict[str, list[str]] = {}
+    for dot in (dot for arm in arms for dot in dots(arm)):
+        if dot.interval is None:
+            apart.setdefault(dot.row["suite"], []).append(dot.row["arm"])
+    notes = [(place[s], _not_paired(names)) for s, names in apart.items()]
+    return _noted(figure, notes, 20)
 
 
-# ---- against what they cost
-
-
-def cost(comparison: Comparison, what: str, scheme: str) -> Figure:
-    """Success, mean over tasks, against trainable "parameters" (logarithmic) or training "seconds".
-
-    Arms that cost nothing stand at the left edge, before the axis begins to count.
-    """
-    known = [(arm, _price(arm, what), arm.success) for arm in comparison.arms]
-    paid = [price for _, price, mean in known if price and mean is not None]
-    logarithmic = what == "parameters"
-    least, most = (min(paid), max(paid)) if paid else (1.0, 10.0)
-    edge = 10 ** (math.floor(math.log10(least)) - 0.5) if logarithmic else 0.0
-    data = []
-    for arm, price, mean in known:
-        shown = mean is not None and price is not None
-        interval = mean.success if mean is not None else None
-        trace = _trace(
-            arm.arm,
-            [] if not shown or interval is None else [Dot(interval, 0.0)],
-            hover=f"%{{y:.1f}} % (95 % %{{customdata[0]:.1f}} to %{{customdata[1]:.1f}})<br>{_priced(price, what)}",
-        )
-        trace |= {"x": [price or edge] if shown else [], "y": trace["x"], "error_y": trace.pop("error_x")}
-        trace["meta"] = price
-        data.append(trace)
-    title = "trainable parameters" if logarithmic else "seconds of training"
-    axis: dict[str, Any] = {"title": {"text": title, "standoff": 6}, "zeroline": False, "fixedrange": True}
-    if logarithmic:
-        ticks = log_ticks(least, most)
-        free = [arm for arm, price, _ in known if price == 0]
-        axis |= {
-            "type": "log",
-            "tickvals": [*([edge] if free else []), *ticks],
-            "ticktext": [*(["none"] if free else []), *map(_short, ticks)],
-            "range": [math.log10(edge if free else least) - 0.2, math.log10(most) + 0.2],
-        }
-    else:
-        axis |= {"range": [-0.05 * most, 1.08 * most]}
-    rates = {"title": {"text": "success, mean over tasks, %", "standoff": 6}, "range": [-2, 102]}
-    return {
-        "data": data,
-        "layout": {
-            "template": theme.plotly_layout(scheme),
-            "margin": {"l": 52, "r": 18, "t": 34, "b": 44},
-            "hovermode": "closest",
-            "dragmode": False,
-            "xaxis": axis,
-            "yaxis": {**rates, "zeroline": False, "fixedrange": True},
-            "meta": {
-                "title": f"Success against {title}",
-                "name": f"success-{what}",
-                "rows": [
-                    {"arm": arm.arm, what: price, "success": mean.success.value,
-                     "low": mean.success.low, "high": mean.success.high}
-                    for arm, price, mean in known if mean is not None
-                ],
-            },
-            **_legend(),
-        },
-    }  # fmt: skip
-
-
-def log_ticks(least: float, most: float) -> list[float]:
-    """Powers of ten; where that is one or none within the data, 2 and 5 times them too."""
-    decades = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
-    steps = (1, 2, 5) if math.log10(most / least) < 1.5 else (1,)
-    ticks = [float(step * 10**d) for d in decades for step in steps]
-    return [tick for tick in ticks if least / 2 <= tick <= 2 * most] if len(steps) > 1 else ticks
-
-
-def _price(arm: Arm, what: str) -> float | None:
-    if what == "parameters":
-        return float(arm.trained[1])
-    if arm.train_seconds is not None:
-        return float(arm.train_seconds[1])
-    return 0.0 if arm.trained[1] == 0 else None
-
-
-def _priced(price: float | None, what: str) -> str:
-    return "not known" if price is None else f"{price:,.0f} {what}"
-
-
-def _short(value: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
+def _not_paired(arms: Sequence[str]) -> str:
+    return f"not paired:<br>{arms[0] if len(arms) == 1 else f'{len(arms)} arms'}"
 
 
 # ---- what the figures share
@@ -255,13 +210,14 @@ def _dots(
     dots: Callable[[Arm], Sequence[Dot]],
     scheme: str,
     *,
+    name: str,
     title: str,
     axis: str,
     zero: bool = False,
 ) -> Figure:
     unit = "points" if zero else "%"
     sign = "+" if zero else ""
-    hover = f"%{{x:{sign}.1f}} {unit} (95 % %{{customdata[0]:{sign}.1f}} to %{{customdata[1]:{sign}.1f}})"
+    hover = f"%{{x:{sign}.1f}} {unit} (95 % %{{customdata[0]:{sign}.1f}} to %{{customdata[1]:{sign}.1f}})<br>%{{text}}"
     colours = theme.SCHEMES[scheme]
     # A line of its own in every group, so that it crosses no heading; and room beside it, so that it crosses no label.
     line = {
@@ -273,9 +229,12 @@ def _dots(
     }
     shapes = [{**line, "y0": top, "y1": bottom} for top, bottom in rows.spans] if zero else []
     at = {"x": 0, "xref": "paper", "xanchor": "left", "xshift": 8 - rows.margin}
-    drawn = {arm.arm: dots(arm) for arm in comparison.arms}
+    found = {arm.arm: dots(arm) for arm in comparison.arms}
+    drawn = {arm: [dot for dot in own if dot.interval is not None] for arm, own in found.items()}
+    data = [trace(arm, own, hover) for arm, own in drawn.items()]
+    paint = dress(data, scheme)
     return {
-        "data": [_trace(name, own, hover) for name, own in drawn.items()],
+        "data": data,
         "layout": {
             "template": theme.plotly_layout(scheme),
             "margin": {"l": rows.margin, "r": 20, "t": 8, "b": 44},
@@ -300,48 +259,100 @@ def _dots(
             },
             "meta": {
                 "title": title,
-                "paint": [[["layout", "shapes", i, "line", "color"], "muted"] for i in range(len(shapes))],
+                "name": name,
+                "paint": [
+                    *paint,
+                    *([["layout", "shapes", i, "line", "color"], "muted"] for i in range(len(shapes))),
+                ],
+                "rows": [
+                    {**dot.row, **_in_percent(dot.interval, "points" if zero else "success")}
+                    for own in found.values()
+                    for dot in own
+                ],
             },
         },
     }
 
 
+def _in_percent(interval: Interval | None, what: str) -> dict[str, float | None]:
+    ends = (None,) * 3 if interval is None else (interval.value, interval.low, interval.high)
+    named = zip((what if what == "points" else f"{what}_percent", "low", "high"), ends, strict=True)
+    return {name: None if end is None else round(100 * end, 4) for name, end in named}
+
+
 def _around_zero(drawn: Mapping[str, Sequence[Dot]]) -> list[float]:
     """All intervals and zero, with room at both ends; in per cent."""
-    ends = [
-        0.0,
-        *(100 * end for own in drawn.values() for d in own for end in (d.interval.low, d.interval.high)),
-    ]
+    known = [dot.interval for own in drawn.values() for dot in own if dot.interval is not None]
+    ends = [0.0, *(100 * end for interval in known for end in (interval.low, interval.high))]
     room = 0.08 * (max(ends) - min(ends)) or 5.0
     return [min(ends) - room, max(ends) + room]
 
 
-def _trace(name: str, dots: Sequence[Dot], hover: str) -> dict[str, Any]:
-    x = [100 * dot.interval.value for dot in dots]
-    low, high = [100 * dot.interval.low for dot in dots], [100 * dot.interval.high for dot in dots]
+def trace(name: str, dots: Sequence[Dot], hover: str) -> dict[str, Any]:
+    """One arm's dots, which have intervals; not dressed yet."""
+    known = [dot.interval for dot in dots if dot.interval is not None]
+    x = [100 * i.value for i in known]
+    low, high = [100 * i.low for i in known], [100 * i.high for i in known]
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
         "x": x,
         "y": [dot.y for dot in dots],
+        "text": [dot.rests for dot in dots],
         "customdata": [list(pair) for pair in zip(low, high, strict=True)],
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [h - at for h, at in zip(high, x, strict=True)],
-            "arrayminus": [at - v for at, v in zip(x, low, strict=True)],
-            "thickness": 2,
-            "width": 0,
-        },
+        "error_x": bar(x, low, high),
         "marker": {"size": 9},
         "hovertemplate": f"<b>{name}</b><br>{hover}<extra></extra>",
     }
 
 
-def _legend() -> dict[str, Any]:
+def bar(at: Sequence[float], low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [h - x for h, x in zip(high, at, strict=True)],
+        "arrayminus": [x - v for x, v in zip(at, low, strict=True)],
+        "thickness": 2,
+        "width": 0,
+    }
+
+
+def dress(traces: Sequence[dict[str, Any]], scheme: str) -> list[list[Any]]:
+    """Give every trace the look of the arm that it is called after; returns what the other scheme repaints
+    (`layout.meta.paint`)."""
+    paint: list[list[Any]] = []
+    found = looks([one["name"] for one in traces])
+    colours = theme.SCHEMES[scheme].looks
+    for i, one in enumerate(traces):
+        look = found[one["name"]]
+        place = theme.SCHEMES["light"].looks.index(look.light)
+        one["marker"] |= {"symbol": look.symbol, "color": colours[place]}
+        if look.symbol.endswith("-open"):
+            one["marker"] |= {"line": {"width": 2}}
+        paint.append([["data", i, "marker", "color"], f"looks.{place}"])
+    return paint
+
+
+def legend_height(comparison: Comparison) -> int:
+    """Pixels of a legend's lines after the first, about, in half a window."""
+    longest = max((len(arm.arm) for arm in comparison.arms), default=0)
+    beside = max(1, int(560 / (44 + LETTER * longest)))
+    return 19 * ((len(comparison.arms) - 1) // beside)
+
+
+def legend() -> dict[str, Any]:
     place = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
     return {"showlegend": True, "legend": {**place, "itemclick": False, "itemdoubleclick": False}}
+
+
+def _noted(figure: Figure, notes: Sequence[tuple[float, str]], least: int) -> Figure:
+    """With a note to the right of rows, and the room that they need."""
+    place = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 10}
+    figure["layout"]["annotations"] += [_note(text, y=y, **place) for y, text in notes]
+    longest = max((len(part) for _, text in notes for part in text.split("<br>")), default=0)
+    figure["layout"]["margin"]["r"] = max(least, 18 + round(LETTER * longest) if notes else 0)
+    return figure
 
 
 def _note(text: str, *, y: float, **place: Any) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from steering.looks import LOOKS
+
 FONT = 'Inter, "Segoe UI", "Helvetica Neue", "Liberation Sans", Arial, sans-serif'
 MONO = '"SF Mono", "Cascadia Mono", Menlo, Consolas, "Liberation Mono", "DejaVu Sans Mono", monospace'
 
@@ -37,7 +39,8 @@ class Scheme:
     halo: str  # thin casing of that outline, so that it shows on every cell colour
     hatch: str  # dead heads
     worst_to_best: tuple[str, ...]
-    arms: tuple[str, ...]  # categorical: arms of a comparison; the first is the baseline
+    arms: tuple[str, ...]  # categorical: few things on one figure; the first is what others stand out from
+    looks: tuple[str, ...]  # arms of a comparison, in the order of steering.looks.LOOKS
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -65,6 +68,7 @@ SCHEMES: dict[str, Scheme] = {
             "#142a5c",
         ),
         arms=("#6b7785", "#1c5d99", "#b07c00", "#8a4fa3", "#1b7f5c", "#a8324e"),
+        looks=tuple(look.light for look in LOOKS.values()),
     ),
     "dark": Scheme(
         page="#0e141b",
@@ -90,6 +94,7 @@ SCHEMES: dict[str, Scheme] = {
             "#eef6cd",
         ),
         arms=("#9aa8b7", "#6fb1e8", "#dcb43c", "#c79be0", "#4fc79a", "#ee8aa0"),
+        looks=tuple(look.dark for look in LOOKS.values()),
     ),
 }
 

@@ -10,6 +10,7 @@ rollouts  closed-loop evaluation in spawned workers, paired seeds (episode, work
 suites    perturbation suites by factor, the unseen task, forgetting
 stats     intervals of rates, of paired differences, of means over tasks
 results   the JSON that comparisons and the dashboard read
-compare   arms side by side: success, robustness, forgetting, cost (compare_figures, compare_report: how it is shown)
+compare   arms side by side: success, robustness, forgetting, cost (compare_figures, compare_report, looks: how that is
+          shown)
 export    merged checkpoints, verified in a fresh process
 """

@@ -16,7 +16,7 @@ import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 
-from app import films, outcomes, rates, raw, reading, widgets
+from app import costs, films, outcomes, rates, raw, reading, widgets
 from app.library import Library
 from app.maps import Figure
 from app.pages.page import Page, Screen
@@ -30,7 +30,14 @@ POINTS = {
     "function": "params.value == null ? '–' : (params.value > 0 ? '+' : '') + (100 * params.value).toFixed(1)"
 }
 COUNT = {"function": "params.value == null ? '–' : d3.format(',')(params.value)"}
+ROLLOUTS = {
+    "function": "params.data.seeds == null ? d3.format(',')(params.value) : params.value + ' × ' + params.data.seeds"
+}
+PAIRS = {
+    "function": "params.value == null || params.value === params.data.n ? '' : d3.format(',')(params.value)"
+}
 SECONDS = {"function": "params.value == null ? '–' : d3.format(',.0f')(params.value)"}
+NOTES = 4  # shown before one asks for more
 FILMS = 12  # shown at once, or the first episode's if there are more
 
 
@@ -44,15 +51,21 @@ def _interval(low: str, high: str, sign: bool = False) -> dict[str, str]:
     return {"function": f"params.data.{low} == null ? '–' : {shown(low)} + ' to ' + {shown(high)}"}
 
 
+def _range(least: str, most: str) -> dict[str, str]:
+    """From the least to the most of a cost; sorted by the most."""
+    ends = [f"d3.format(',.0f')(params.data.{end})" for end in (least, most)]
+    several = f"{ends[0]} === {ends[1]} ? {ends[1]} : {ends[0]} + ' to ' + {ends[1]}"
+    return {"function": f"params.data.{most} == null ? '–' : ({several})"}
+
+
 def body(screen: Screen) -> Component:
     results, problems = outcomes.read(screen.run)
     comparison = outcomes.compared(results, screen.wishes.get("against"), suites=False)
     if comparison is None:
         return html.Div([widgets.notices(problems), _empty(screen)])
-    notes = [note for note in comparison.notes if note not in problems]
     pinned = dmc.Select(
         id="compare-against",
-        data=list(dict.fromkeys(result.name for result in results.values())),
+        data=[arm.arm for arm in comparison.arms],
         value=comparison.against,
         placeholder="none",
         size="xs",
@@ -63,7 +76,7 @@ def body(screen: Screen) -> Component:
     more = len(results) > len(comparison.cells)
     return html.Div(
         [
-            widgets.notices([*problems, *notes]),
+            html.Div(_notes([*problems, *outcomes.notes(comparison)]), id="compare-notes"),
             html.Section(
                 [
                     html.Div(
@@ -89,7 +102,11 @@ def body(screen: Screen) -> Component:
             ),
             html.Div(
                 [
-                    *_costs(comparison, screen.scheme),
+                    html.Div(
+                        _costs(comparison, screen.scheme),
+                        className="rs-compare even wide",
+                        id="compare-costs",
+                    ),
                     _cells(comparison, len(results)),
                     _settings(results.values()),
                     *_films(screen.run, results, [arm.arm for arm in comparison.arms]),
@@ -104,9 +121,11 @@ def body(screen: Screen) -> Component:
 
 def connect(app: Dash, library: Library) -> None:
     @app.callback(
+        Output("compare-notes", "children"),
         Output("compare-reading", "children"),
         Output("compare-tasks", "children"),
         Output("compare-suites", "children"),
+        Output("compare-costs", "children"),
         Output("results", "rowData"),
         Input("compare-against", "value"),
         State("run", "value"),
@@ -114,18 +133,25 @@ def connect(app: Dash, library: Library) -> None:
     )
     def pin(against: str | None, name: str, scheme: str | None) -> tuple[Any, ...]:
         """Everything that a baseline decides, and all suites: their intervals take a while the first time."""
+        comparison = None
         try:
-            results, _ = outcomes.read(library.open(name))
-        except UsageError:
-            return (no_update,) * 4
-        comparison = outcomes.compared(results, against)
+            results, problems = outcomes.read(library.open(name))
+            comparison = outcomes.compared(results, against)
+            notes = [
+                *problems,
+                *(outcomes.notes(comparison) if comparison else [f"run {name} has no results any more"]),
+            ]
+        except (UsageError, OSError) as error:
+            notes = [f"the suites cannot be shown: {error}"]
         if comparison is None:
-            return (no_update,) * 4
+            return _notes(notes), no_update, no_update, [], no_update, no_update
         shown = scheme or "light"
         return (
+            _notes(notes),
             _read(comparison),
             _tasks(comparison, shown),
             _suites(comparison, shown),
+            _costs(comparison, shown),
             outcomes.table(comparison),
         )
 
@@ -140,6 +166,13 @@ def connect(app: Dash, library: Library) -> None:
         return films.film(library.open(run), film)
 
     raw.route(app, "/raw/<run>/videos/<path:film>", film)
+
+
+def _notes(lines: Sequence[str]) -> list[Component]:
+    """What was left out or cannot be relied on; a comparison of many cells has more of it than anyone reads at once."""
+    first, others = lines[:NOTES], lines[NOTES:]
+    more = [html.Summary(f"{len(others)} more notes"), widgets.notices(others)]
+    return [widgets.notices(first), *([html.Details(more, className="rs-more-notes")] if others else [])]
 
 
 def _read(comparison: Comparison) -> list[Component]:
@@ -157,40 +190,48 @@ def _tasks(comparison: Comparison, scheme: str) -> list[Component]:
     """As in the demonstrations."""
     groups = outcomes.grouped(comparison)
     height = rates.task_rows(groups).height
-    n = sorted({row.cell.n * row.cell.runs for group in groups for row in group.rows}) or [0]
-    rollouts = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
-    about = f"rate and 95 % interval; {rollouts} rollouts an arm"
+    rests = outcomes.rests(comparison, (row.cell for group in groups for row in group.rows))
     success = rates.success(comparison, groups, scheme)
-    difference = rates.difference(comparison, groups, scheme)
-    return [
-        _figure("success", "Success in closed loop", about, success, height),
-        _figure("difference", "Against the baseline", PAIRED, difference, height),
+    cards: list[Component] = [
+        _figure("success", "Success in closed loop", f"rate and 95 % interval; {rests}", success, height)
     ]
+    if comparison.against is not None:
+        difference = rates.difference(comparison, groups, scheme)
+        cards.append(_figure("difference", "Against the baseline", PAIRED, difference, height))
+    return cards
 
 
 def _suites(comparison: Comparison, scheme: str) -> list[Component]:
     """When one factor changes, on tasks that nobody trained, and on those of the pretraining."""
     if not outcomes.trials(comparison):
         return []
-    height = rates.suite_rows(comparison).height
+    height = rates.suite_rows(comparison).height + rates.legend_height(comparison)
+    about = f"mean over tasks, 95 % interval; {outcomes.rests(comparison, comparison.cells)}"
     success = rates.under_suites(comparison, scheme)
-    difference = rates.under_suites(comparison, scheme, paired=True)
-    about = "success by suite, mean over tasks; 95 % interval"
-    return [
-        _figure("suites", "When something changes", about, success, height),
-        _figure(
-            "suite-difference", "Robustness and forgetting against the baseline", PAIRED, difference, height
-        ),
-    ]
+    cards: list[Component] = [_figure("suites", "When something changes", about, success, height)]
+    if comparison.against is not None:
+        difference = rates.under_suites(comparison, scheme, paired=True)
+        title = "Robustness and forgetting against the baseline"
+        cards.append(_figure("suite-difference", title, PAIRED, difference, height))
+    return cards
 
 
 def _costs(comparison: Comparison, scheme: str) -> list[Component]:
-    parameters = rates.cost(comparison, "parameters", scheme)
-    seconds = rates.cost(comparison, "seconds", scheme)
-    about = "trainable parameters, logarithmic"
+    parameters = costs.cost(comparison, "parameters", scheme)
+    seconds = costs.cost(comparison, "seconds", scheme)
+    spans = "bars span tasks and seeds"
+    slow = "wall seconds, which other jobs lengthen; " if outcomes.clock(comparison) == "wall" else ""
+    about = f"{slow}evaluation not counted; {spans}"
+    height = 300 + rates.legend_height(comparison)
     return [
-        _figure("parameters", "Success against what trains", about, parameters, 300),
-        _figure("seconds", "Success against time", "one training; evaluation not counted", seconds, 300),
+        _figure(
+            "parameters",
+            "Success against what trains",
+            f"trainable parameters, logarithmic; {spans}",
+            parameters,
+            height,
+        ),
+        _figure("seconds", "Success against time", about, seconds, height),
     ]
 
 
@@ -218,6 +259,8 @@ def _table(comparison: Comparison, cells: int) -> dag.AgGrid:
         return {"field": name, "headerName": header, "width": width, **number, **more}
 
     few = cells <= 24
+    clock = outcomes.clock(comparison)
+    spent = f"train_{clock}_seconds"
     return dag.AgGrid(
         id="results",
         rowData=outcomes.table(comparison),
@@ -227,11 +270,20 @@ def _table(comparison: Comparison, cells: int) -> dag.AgGrid:
             column("arm", "arm", 90, minWidth=84, flex=1, filter="agTextColumnFilter"),
             column("success", "success", 84, PERCENT),
             column("low", "95 %", 108, _interval("low", "high")),
-            column("n", "n", 54, COUNT),
+            column(
+                "n",
+                "n × seeds",
+                88,
+                ROLLOUTS,
+                headerTooltip="episodes, and trainings of an arm that was trained",
+            ),
             column("difference", "points", 78, POINTS),
             column("difference_low", "95 %", 124, _interval("difference_low", "difference_high", sign=True)),
+            column(
+                "paired", "paired", 72, PAIRS, headerTooltip="episodes that the baseline ran too, where fewer"
+            ),
             column("trainable", "trainable", 90, COUNT, tooltipField="groups"),
-            column("train_seconds", "train, s", 76, SECONDS),
+            column(f"{spent}_most", f"{clock}, s", 96, _range(f"{spent}_least", f"{spent}_most")),
             column("peak_memory_mb", "peak, MB", 84, SECONDS),
             column("failures", "how it failed", 180, minWidth=160, flex=2, tooltipField="failures"),
         ],

@@ -3,8 +3,8 @@
 These are matplotlib's, where the dashboard's are Plotly's: a page wants exact widths in inches, PDF with embedded
 TrueType fonts, SVG whose letters are outlines, and the same bytes for the same data, without a browser.
 
-Colours are Okabe and Ito's; an arm has a colour *and* a marker, the same in every figure, so that nobody has to tell
-colours apart. Maps use cividis, which reads the same with and without colour vision.
+An arm looks the same in every figure (steering/looks.py). Maps use cividis, which reads the same with and without
+colour vision.
 
     with style():
         show(by_task(comparison), "success")        in a notebook; written to $ROBOSTEER_FIGURES too, if that is set
@@ -35,29 +35,11 @@ from interp.runs import write_atomic
 from steering.cells import Cell, Mean
 from steering.compare import Arm, Comparison
 from steering.compare_figures import SCHEMES
+from steering.looks import LOOKS
 from steering.stats import Interval
 
 COLUMN, PAGE = 3.35, 6.9
 """Widths in inches of a column and of a page of two."""
-LOOKS: Mapping[str, tuple[str, str]] = {
-    "base": ("#6b7785", "o"),
-    "aligned": ("#0072b2", "o"),
-    "paper": ("#c47a00", "D"),
-    "all-heads": ("#009e73", "s"),
-    "lora": ("#d55e00", "^"),
-    "full": ("#cc79a7", "P"),
-    "ffn-only": ("#56b4e9", "*"),
-    "random-k": ("#8a7a00", "X"),
-    "bottom-k": ("#18222d", "h"),
-    "generic-k": ("#7b4fa3", "p"),
-    "retain": ("#8c4a2f", "v"),
-    "aligned-both": ("#1f3fff", "s"),
-    "aligned-vlm": ("#5b9bd5", "<"),
-    "random-k-both": ("#b39b00", "s"),
-    "random-k-vlm": ("#b39b00", ">"),
-    "lora-all-linear": ("#8f3300", "d"),
-}
-"""Colour and marker of an arm."""
 INK = SCHEMES["light"].text
 MUTED = SCHEMES["light"].muted
 LINE = SCHEMES["light"].line
@@ -160,11 +142,11 @@ def need(found: object, what: str) -> None:
 
 
 def colour(arm: str) -> str:
-    return LOOKS[_kind(arm)][0]
+    return LOOKS[_kind(arm)].light
 
 
 def marker(arm: str) -> str:
-    return LOOKS[_kind(arm)][1]
+    return LOOKS[_kind(arm)].marker
 
 
 def _kind(arm: str) -> str:

@@ -3,49 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import plotly.graph_objects as go
 import pytest
 from app_kit import POLICY, Tab, make_result, make_run
+from compare_kit import compared, half, pinned, wilson_roots
 
-from app import create_app, films, outcomes, rates, theme
+from app import create_app, films, outcomes, rates
+from app.pages import compare
+from app.pages.page import Screen
 from interp.errors import UsageError
 from interp.runs import Run
-from steering.results import Result, result_path, save_result
-from steering.rollouts import Episode
-from steering.suites import SUITES
+from steering.looks import LOOKS
+from steering.results import load_result, save_result
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return make_run(tmp_path / "runs" / "first")
-
-
-def half(run: Run, arm: str, successes: int, n: int = 20, **more: Any) -> Result:
-    """An arm of which the first `successes` of n episodes succeed, in-domain or under a suite, saved."""
-    suite = SUITES[more.pop("suite", "in-domain")]
-    episodes = tuple(
-        Episode(seed, seed < successes, 30, None if seed < successes else "dropped") for seed in range(n)
-    )
-    settings: Mapping[str, Any] = {
-        "rolled_out": suite.task or "marker-in-mug",
-        "variation": dict(suite.options),
-    }
-    result = Result(
-        name=arm, arm=arm, task="marker-in-mug", policy=f"{POLICY}-{arm}", episodes=episodes,
-        suite=suite.name, factor=suite.factor, settings={**settings, **more.pop("settings", {})}, **more,
-    )  # fmt: skip
-    path = result_path(run.path / "results", arm, suite.name)
-    save_result(path, result)
-    return result
-
-
-def compared(run: Run, against: str | None = None) -> Any:
-    return outcomes.compared(outcomes.read(run)[0], against)
 
 
 def test_the_baseline_comes_first_and_what_is_not_sure_is_said(run: Run) -> None:
@@ -89,6 +66,78 @@ def test_any_arm_can_be_the_baseline(run: Run) -> None:
     assert compared(make_run(run.path.parent / "empty")) is None
 
 
+def test_a_training_as_the_baseline_stands_for_its_arm(run: Run) -> None:
+    half(run, "base", 5)
+    for seed, successes in enumerate((12, 16, 14)):
+        half(run, "aligned", successes, seed=seed)
+    results, _ = outcomes.read(run)
+    for wish in ("aligned", "aligned-s1"):  # links of before trainings were joined name one of them
+        comparison = outcomes.compared(results, wish)
+        assert comparison.against == "aligned"
+        (group,) = outcomes.grouped(comparison)
+        assert [(row.label, row.baseline) for row in group.rows] == [("aligned", True), ("base", False)]
+        assert group.rows[1].cell.difference.value == pytest.approx(-0.45)
+    select = compare.body(Screen(run, {"against": "aligned-s2"}, "light"))["compare-against"]
+    assert (select.value, select.data) == ("aligned", ["aligned", "base"])
+
+
+def test_a_base_by_another_name_is_the_baseline_under_its_own(run: Run) -> None:
+    half(run, "base", 5)
+    (path,) = run.results.values()
+    save_result(path, replace(load_result(path), name="pi0-base"))
+    half(run, "aligned", 15)
+    comparison = compared(run)
+    assert comparison.against == "pi0-base"
+    assert [row.baseline for row in outcomes.grouped(comparison)[0].rows] == [True, False]
+
+
+def test_what_cannot_be_paired_is_left_out_with_a_note_and_the_rest_is_shown(run: Run) -> None:
+    for suite in ("in-domain", "lighting"):
+        half(run, "base", 5, suite=suite)
+        half(run, "aligned", 15, seed=0, suite=suite)
+        half(run, "lora", 10, seed=0, suite=suite)
+    half(run, "aligned", 15, seed=1)
+    half(run, "aligned", 15, seed=1, suite="lighting", first=500)
+    comparison = compared(run)
+    left = [note for note in comparison.notes if "left out" in note]
+    assert left == [
+        "aligned on marker-in-mug (lighting): left out, as its 2 runs share no episode: evaluate all on the same seeds"
+    ]
+    assert [(cell.arm, cell.suite) for cell in comparison.cells if cell.suite == "lighting"] == [
+        ("base", "lighting"),
+        ("lora", "lighting"),
+    ]
+    client = create_app(run.path.parent).server.test_client()
+    said = pinned(client, run, "base")
+    assert "left out" in said["compare-notes"]
+    assert "suites-figure" in said["compare-suites"]
+    half(run, "lora", 10, seed=1, first=500)  # in-domain, too
+    assert {cell.arm for cell in outcomes.compared(outcomes.read(run)[0], suites=False).cells} == {
+        "base",
+        "aligned",
+    }
+
+
+def test_notes_are_of_all_suites_and_of_the_baseline_that_is_pinned(run: Run) -> None:
+    half(run, "base", 5)
+    half(run, "base", 5, suite="lighting", n=10)
+    half(run, "aligned", 15, seed=0)
+    half(run, "aligned", 15, seed=0, suite="lighting", policy=f"{POLICY}-before")
+    half(run, "lora", 15, suite="lighting")
+    client = create_app(run.path.parent).server.test_client()
+    said = pinned(client, run, "base")["compare-notes"]
+    assert "its results are of 2 policies" in said
+    assert "aligned, lora on marker-in-mug (lighting): the baseline ran 10 of its 20 episodes" in said
+    said = pinned(client, run, "aligned")["compare-notes"]
+    assert "its results are of 2 policies" in said
+    assert "the baseline ran" not in said  # it ran all ten of base's and all of lora's
+    for file in (run.path / "results").iterdir():
+        file.unlink()
+    said = pinned(client, run, "base")
+    assert "no results any more" in said["compare-notes"]
+    assert said["compare-suites"] == "[]"  # nothing is being worked out any longer
+
+
 def test_suites_stand_under_what_they_change_and_lose_what_they_lose(run: Run) -> None:
     for arm, usual, dark, moved, forgot in (("base", 10, 8, 6, 16), ("aligned", 16, 12, 4, 6)):
         half(run, arm, usual)
@@ -108,36 +157,6 @@ def test_suites_stand_under_what_they_change_and_lose_what_they_lose(run: Run) -
     assert aligned["x"] == pytest.approx([30, 20, -10, -50])
     quick = outcomes.compared(outcomes.read(run)[0], suites=False)
     assert {cell.suite for cell in quick.cells} == {"in-domain"}
-
-
-def test_figures_are_valid_keep_an_arms_colour_and_draw_no_line_through_words(run: Run) -> None:
-    for arm, parameters, seconds in (("base", 0, 0.0), ("aligned", 49_152, 61.0), ("full", 3_331_879, 140.0)):
-        trained = {"all": parameters} if parameters else {}
-        half(run, arm, 10, trainable_parameters=trained, seconds={"train": seconds})
-        half(run, arm, 8, suite="lighting")
-    comparison = compared(run)
-    groups = outcomes.grouped(comparison)
-    for scheme in theme.SCHEMES:
-        figures = [
-            rates.success(comparison, groups, scheme),
-            rates.difference(comparison, groups, scheme),
-            rates.under_suites(comparison, scheme),
-            rates.under_suites(comparison, scheme, paired=True),
-            rates.cost(comparison, "parameters", scheme),
-            rates.cost(comparison, "seconds", scheme),
-        ]
-        for figure in figures:
-            go.Figure(figure)  # Plotly refuses unknown properties and values
-            # colours are given by order: the same arms in the same order everywhere
-            assert [trace["name"] for trace in figure["data"]] == ["base", "aligned", "full"]
-    difference = figures[1]["layout"]
-    (heading,) = (note["y"] for note in difference["annotations"] if "marker-in-mug" in note["text"])
-    assert all(not shape["y0"] <= heading <= shape["y1"] for shape in difference["shapes"])
-    assert difference["xaxis"]["range"][0] < 0 < difference["xaxis"]["range"][1]  # zero is never the edge
-    by_parameters = {trace["name"]: trace["x"] for trace in figures[4]["data"]}
-    assert by_parameters["aligned"] == [49_152]
-    assert by_parameters["base"][0] < 49_152  # nothing to train has no logarithm: it stands before the axis
-    assert figures[4]["layout"]["xaxis"]["ticktext"][0] == "none"
 
 
 def test_only_settings_that_differ_are_listed(run: Run) -> None:
@@ -189,18 +208,6 @@ def test_films_of_one_episode_stand_together_with_how_it_ended(run: Run) -> None
     assert [film.name for film in other.films] == ["by-hand.gif"]
 
 
-@pytest.mark.parametrize(
-    ("least", "most", "expected"),
-    [
-        (49_152, 49_152, [50_000]),  # a single price still has a number near it
-        (20_000, 300_000, [10_000, 20_000, 50_000, 100_000, 200_000, 500_000]),
-        (1_000, 3_000_000, [1_000, 10_000, 100_000, 1_000_000, 10_000_000]),
-    ],
-)
-def test_prices_have_numbers_on_their_axis(least: float, most: float, expected: list[float]) -> None:
-    assert rates.log_ticks(least, most) == expected
-
-
 @pytest.mark.browser
 def test_before_and_after_in_the_browser(tab: Tab, site: Any) -> None:
     run = make_run(site.folder / "compared")
@@ -216,10 +223,7 @@ def test_before_and_after_in_the_browser(tab: Tab, site: Any) -> None:
     low, high = tab.page.evaluate(
         "document.querySelector('#success-figure .js-plotly-plot').data.find(t => t.name === 'aligned').customdata[0]"
     )
-    # Wilson's interval of 70 of 100, from the quadratic that defines it
-    z = 1.959963985
-    ends = np.roots([1 + z * z / 100, -(2 * 0.7 + z * z / 100), 0.7**2])
-    assert (low, high) == pytest.approx((100 * ends.min(), 100 * ends.max()), abs=1e-3)
+    assert (low, high) == pytest.approx(wilson_roots(70, 100), abs=1e-3)
 
     tab.choose("#compare-against", "aligned")
     tab.page.wait_for_function("location.search.includes('against=aligned')")
@@ -241,3 +245,5 @@ def test_before_and_after_in_the_browser(tab: Tab, site: Any) -> None:
     tab.page.wait_for_function(
         "[...document.querySelectorAll('.js-plotly-plot')].every(g => g._fullLayout.paper_bgcolor === '#161e27')"
     )
+    aligned = "document.querySelector('#success-figure .js-plotly-plot').data.find(t => t.name === 'aligned')"
+    assert tab.page.evaluate(f"{aligned}.marker.color") == LOOKS["aligned"].dark

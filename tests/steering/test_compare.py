@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contrast import contrast
 
 import robosteer
 from interp.errors import UsageError
@@ -369,18 +370,6 @@ def test_figures_show_the_numbers_and_tell_arms_apart_twice(results: Path, schem
         assert contrast(colour, colours.surface) >= 3, "WCAG 1.4.11: graphics at least 3:1"
     for _, _, drawn in compare_figures.figures(found, scheme):
         json.dumps(drawn, allow_nan=False)
-
-
-def contrast(a: str, b: str) -> float:
-    """WCAG's contrast ratio of two #rrggbb colours."""
-
-    def luminance(colour: str) -> float:
-        channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-        return float(linear @ [0.2126, 0.7152, 0.0722])
-
-    high, low = sorted((luminance(a), luminance(b)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_the_command_prints_or_writes(
