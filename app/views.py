@@ -116,6 +116,11 @@ class View:
         return () if self.by == "tower" else tuple(panel.key for panel in self.panels)
 
     @property
+    def scored(self) -> list[Panel]:
+        """The panels that say something: a prompt-blind policy has no score for the linguistic factor."""
+        return [panel for panel in self.panels if panel.scored]
+
+    @property
     def scales(self) -> tuple[Scale, ...]:
         """Scales that make sense: values of different methods have none in common."""
         return ("panel", "rank") if self.by == "method" else ("shared", "panel", "rank")
@@ -147,8 +152,10 @@ class View:
         return low - room, high + room
 
     def lead(self, key: str | None) -> Panel:
-        """The panel whose score, interval and rank the table leads with."""
-        return next((panel for panel in self.panels if panel.key == key), self.panels[0])
+        """The panel whose score, interval and rank the table leads with: the one asked for, else the first that has
+        a score."""
+        asked = (panel for panel in self.panels if panel.key == key)
+        return next(asked, next(iter(self.scored), self.panels[0]))
 
     def led(self, key: str | None) -> list[Panel]:
         """The panels whose heads the table and the ranked scores show."""

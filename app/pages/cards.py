@@ -94,6 +94,7 @@ def head_map(panel: Panel, view: View, scheme: str) -> Component:
             data_tower=panel.tower,
             data_layers=str(layers),
             data_heads=str(heads),
+            data_scored=str(panel.scored),
         ),
     )
     caption = reading.caption(panel) + ("" if view.by != "method" else f" · {panel.scores.label}")

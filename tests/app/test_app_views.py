@@ -156,6 +156,35 @@ def test_specialists_need_their_whole_interval_above_the_other_factors() -> None
     assert "nobody knows" in reading.paragraphs(bare)[-1]
 
 
+@pytest.mark.parametrize("bounds", [None, np.full((1, 3), np.nan)])
+def test_a_factor_without_a_score_does_not_compete(bounds: Any) -> None:
+    def factor(name: str, value: list[float]) -> HeadScores:
+        v = np.array([value])
+        return scores_of(v, v - 0.02, v + 0.02, higher=True, factor=name, method="m")
+
+    silent = scores_of(
+        np.full((1, 3), np.nan), bounds, bounds, higher=True, factor="visual", method="m", label="Patching"
+    )
+    files = {
+        "visual": silent,
+        "linguistic": factor("linguistic", [0.6, 0.1, 0.0]),
+        "physical": factor("physical", [0.1, 0.7, 0.0]),
+    }
+    view = views.view(files)
+    text = reading.paragraphs(view)
+    assert text[0].startswith("**Patching** over 3 expert heads")
+    assert text[1] == "**Visual:** No head has a score."
+    assert (
+        text[-1]
+        == "**One factor above the others** (whole interval): L0H0 for linguistic; L0H1 for physical."
+    )
+    assert view.lead(None).key == "linguistic"  # the table has rows
+    assert view.lead("visual").key == "visual"  # unless asked
+    assert reading.caption(view.panels[0]) == "1 × 3 · no head has a score"
+    alone = reading.paragraphs(views.view({"visual": silent, "physical": files["physical"]}))
+    assert len(alone) == 3  # nothing to compare
+
+
 def test_a_note_of_the_scores_is_read_out() -> None:
     noted = scores_of(
         [[np.nan, np.nan]], higher=True, factor="linguistic", settings={"note": "prompt-blind: no effect"}
