@@ -130,6 +130,16 @@
 
   const nothing = () => dash_clientside.no_update;
 
+  /* What a method, a file or a link has chosen as one, a heads file each: when the selection is saved, the server looks
+   * for it among these (app/selections.py).  Clicks need not be followed for that, nor undo. */
+  const ORIGINS = 12;
+  let origins = [];
+  rs.chosenBy = (set) => {
+    if (!set) return;
+    origins = [set, ...origins].slice(0, ORIGINS);
+    dash_clientside.set_props('origins', { data: origins });
+  };
+
   /* ---- the bar that shows it on every page (app/selecting.py) ---- */
 
   const LONG = 48; // heads that an address still carries one by one; longer sets are saved and carried by name
@@ -162,7 +172,9 @@
 
     /* A set that the server has worked out: the best k, a saved set, two sets combined, an uploaded file. */
     propose(proposal) {
-      if (proposal) rs.dispatch({ type: proposal.add ? 'add' : 'set', heads: proposal.heads });
+      if (!proposal) return;
+      rs.chosenBy(proposal.by);
+      rs.dispatch({ type: proposal.add ? 'add' : 'set', heads: proposal.heads });
     },
 
     saveLabel: (name, saved) => (name && (saved || []).some((set) => set.value === name.trim()) ? 'Replace' : 'Save'),
