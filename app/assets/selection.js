@@ -144,16 +144,19 @@
 
   const LONG = 48; // heads that an address still carries one by one; longer sets are saved and carried by name
   let pause = null;
+  const left = new Map(); // policy -> the selection that was left there
 
   Object.assign(window.dash_clientside.robosteer, {
-    /* Another run, or the first state: what still means something there is kept. */
+    /* Another run, or the first state.  A selection belongs to its policy: runs of the same one share it, with its past;
+     * another policy's heads of that name mean something else, and a run that cannot be read has none. */
     arrive(run, stored, runs) {
       if (!latest) latest = stored;
       if (!latest) return nothing();
       if (latest.run !== run) {
-        // the same policy has the same heads; another policy's heads of that name mean something else
-        const kept = runs[run] && runs[latest.run] && runs[run].policy === runs[latest.run].policy;
-        latest = { run, heads: kept ? latest.heads : [], past: [], future: [], last: null, turn: latest.turn + 1 };
+        const policy = (name) => runs[name] && runs[name].policy;
+        if (policy(latest.run)) left.set(policy(latest.run), latest);
+        const { heads, past, future } = left.get(policy(run)) || { heads: [], past: [], future: [] };
+        latest = { run, heads, past, future, last: null, turn: latest.turn + 1 };
       }
       while (waiting.length) latest = rs.next(latest, waiting.shift());
       show();

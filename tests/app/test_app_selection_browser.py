@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from app_kit import Tab
+from app_kit import Site, Tab, make_run, make_scores
 
 from interp.runs import Run
 
@@ -54,3 +55,30 @@ def test_a_heads_file_says_what_chose_the_heads(tab: Tab, run: Run) -> None:
     assert downloaded(tab)["method"] == "from a link"
     tab.open(f"/?run={run.name}&method=knn&tower=expert&set=theirs")
     assert downloaded(tab) == taken | {"method": "by them"}
+
+
+def test_looking_at_another_policy_costs_no_selection(tab: Tab, run: Run, site: Site) -> None:
+    other = make_run(site.folder / "a-third-policy", policy="pi0-eeeeeeee")
+    other.save_scores(replace(make_scores(), policy="pi0-eeeeeeee"))
+    (site.folder / "cut-off").mkdir()
+    (site.folder / "cut-off" / "run.json").write_text("{")
+    tab.open(f"/?run={run.name}&method=knn&heads=expert.L1H1")
+    tab.click("expert", 2, 2)
+    tab.expect("expert.L1H1", "expert.L2H2")
+
+    def look_at(name: str) -> None:
+        tab.choose("#run", name)
+        tab.page.wait_for_function("name => location.search.includes(`run=${name}`)", arg=name)
+
+    look_at("a-third-policy")
+    tab.expect()
+    tab.click("expert", 0, 0)
+    tab.expect("expert.L0H0")
+    look_at("cut-off")
+    tab.page.wait_for_selector("text=Run cut-off cannot be shown")
+    look_at(run.name)
+    tab.expect("expert.L1H1", "expert.L2H2")
+    tab.page.click("#undo")  # with its past
+    tab.expect("expert.L1H1")
+    look_at("a-third-policy")
+    tab.expect("expert.L0H0")
