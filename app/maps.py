@@ -174,11 +174,12 @@ def ranked(panels: Sequence[Panel], scheme: str) -> Figure:
                 "x": x,
                 "y": y,
                 "customdata": [str(h) for h in heads],
+                "text": [f"{rank:g}" for rank in panel.rank[at].tolist()],
                 "mode": "markers" if len(x) <= MANY else "lines",
                 "marker": {"size": 5, "color": colour},
                 "line": {"width": 2.5, "color": colour},
                 "unselected": {"marker": {"opacity": 1}},
-                "hovertemplate": "<b>%{customdata}</b><br>%{y:.3g}, rank %{x}<extra></extra>",
+                "hovertemplate": "<b>%{customdata}</b><br>%{y:.3g}, rank %{text}<extra></extra>",
             }
         )
     nulls = [panel.null.mean for panel in panels if panel.null is not None]
@@ -235,7 +236,7 @@ def _hover_data(panel: Panel) -> list[list[list[Any]]]:
             [
                 number(low[layer, head]) if low is not None else None,
                 number(high[layer, head]) if high is not None else None,
-                int(panel.rank[layer, head]),
+                float(panel.rank[layer, head]),
                 number(panel.value[layer, head]),
             ]
             for head in range(heads)

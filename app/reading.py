@@ -102,7 +102,11 @@ def _panel(panel: Panel, named: bool, chance: bool) -> str:
     at = first.layer, first.index
     score = short(float(panel.value[at]))
     if panel.grid.low is None or panel.grid.high is None:
-        return f"{start}**{_name(first)}** leads with {score}. No intervals were computed: its lead is not tested."
+        tie = _tie(leaders) if len(leaders) > 1 else ""
+        return (
+            f"{start}**{_name(first)}** leads with {score}{tie}. "
+            "No intervals were computed: its lead is not tested."
+        )
     interval = f"95 % {short(float(panel.grid.low[at]))} to {short(float(panel.grid.high[at]))}"
     against = f" {_chance(panel, first)}" if chance else ""
     return f"{start}**{_name(first)}** leads with {score} ({interval}){_tie(leaders)}.{against}"

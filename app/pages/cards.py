@@ -158,7 +158,7 @@ def columns(view: View, lead: Panel, scale: Mapping[str, Any]) -> list[dict[str,
     def column(name: str, width: int, **more: Any) -> dict[str, Any]:
         return {"field": name, "headerName": name, "minWidth": width, "flex": width, **more}
 
-    columns = [column("rank", 48, headerTooltip="rank within the tower, 1 is best", **number)]
+    columns = [column("rank", 48, headerTooltip=views.RANK, **number)]
     if len({panel.tower for panel in view.panels}) > 1:
         columns.append(column("tower", 66, filter="agTextColumnFilter"))
     columns += [column("layer", 48, **number), column("head", 48, **number), column("score", 60, **score)]

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 import pytest
 from app_kit import DATA, POLICY, TINY, make_run, make_scores
 
-from app import maps, reading, theme, views
+from app import headtable, maps, reading, theme, views
+from interp.heads import Head
 from interp.runs import Run
 from interp.scores import HeadScores, Null, TowerScores
 
@@ -36,6 +37,32 @@ def panel(scores: HeadScores) -> views.Panel:
 def test_rank_one_is_best_whatever_the_sign() -> None:
     assert panel(scores_of(VALUE)).rank.tolist() == [[4, 1, 0], [3, 5, 2]]
     assert panel(scores_of(VALUE, higher=True)).rank.tolist() == [[2, 5, 0], [3, 1, 4]]
+
+
+def test_heads_with_the_same_score_have_the_same_standing() -> None:
+    """A stability file: 60 of 1024 heads were ever among the best, two of them always; 964 never."""
+    value = np.zeros(1024)
+    value[100:160] = np.linspace(0.1, 1.0, 60)
+    value[900] = 1.0
+    value[100] = 0.0
+    files = {"knn-stability": scores_of(value.reshape(32, 32), higher=True, method="knn-stability")}
+    view = views.view(files, scale="rank")
+    rows = {row["id"]: row["rank"] for row in views.rows(view)}
+    assert (rows["expert.L0H0"], rows["expert.L31H31"]) == (542.5, 542.5)  # the mean of 61 to 1024
+    assert (rows["expert.L4H31"], rows["expert.L28H4"]) == (1.5, 1.5)
+    colours = view.colours(view.panels[0]).ravel()
+    assert len(set(colours[value == 0])) == 1
+    first, last, best = (
+        headtable.standings(Head.parse(f"expert.{head}"), headtable.columns(files))[0]
+        for head in ("L0H0", "L31H31", "L28H4")
+    )
+    assert first.among == last.among == "tied 61–1024 of 1024"
+    assert best.among == "tied 1–2 of 1024"
+    assert first.beaten == pytest.approx((963 / 2) / 1023)  # nobody is below it, 963 are level
+    text = reading.paragraphs(view)[1]
+    assert text == (
+        "**L4H31** leads with 1, in a tie with L28H4. No intervals were computed: its lead is not tested."
+    )
 
 
 def test_leaders_are_the_heads_whose_intervals_reach_the_best_ones() -> None:
