@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from app import raw
 from app.library import Library, scores_of
-from app.views import cell, named, ordered, ranks
+from app.views import cell, named, ordered, ranks, span
 from interp.errors import UsageError
 from interp.footage import Footage, footage_of
 from interp.heads import Head
@@ -45,9 +45,8 @@ class Column:
         return named(self.scores)
 
     def scale(self) -> dict[str, Any]:
-        """Ends of all towers' scores, and chance by tower, for the cells that draw."""
-        values = np.concatenate([t.value[np.isfinite(t.value)] for t in self.scores.towers.values()])
-        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+        """Ends of all towers' intervals, and chance by tower, for the cells that draw."""
+        low, high = span(self.scores.towers.values())
         chance = {name: t.null.mean for name, t in self.scores.towers.items() if t.null is not None}
         return {"low": low, "high": high, "chance": chance}
 

@@ -12,7 +12,7 @@ from the same view, so they cannot disagree. Axis names: layer, head, as everywh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -290,6 +290,13 @@ def rows(view: View, key: str | None = None) -> list[dict[str, Any]]:
             out.append(row)
     sign = -1 if view.lead(key).scores.higher_is_better else 1
     return sorted(out, key=lambda row: (sign * row["score"], row["tower"], row["layer"], row["head"]))
+
+
+def span(towers: Iterable[TowerScores], intervals: bool = True) -> tuple[float, float]:
+    """Least and greatest of all their scores and, if wanted, ends of intervals; (0, 1) without scores."""
+    grids = [grid for t in towers for grid in ((t.value, t.low, t.high) if intervals else (t.value,))]
+    finite = np.concatenate([np.zeros(0), *(grid[np.isfinite(grid)] for grid in grids if grid is not None)])
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
 
 
 def cell(grid: Float[np.ndarray, "layer head"] | None, layer: int, head: int) -> float | None:

@@ -151,8 +151,8 @@ def _columns(found: Sequence[Column]) -> list[dict[str, Any]]:
     factors = headtable.profile_columns(found)
     if len(factors) > 1:
         fields = [column.fields[0] for column in factors]
-        scales = [column.scale() for column in factors]
-        scale = {"low": min(s["low"] for s in scales), "high": max(s["high"] for s in scales)}
+        ends = views.span((t for c in factors for t in c.scores.towers.values()), intervals=False)
+        scale = dict(zip(("low", "high"), ends, strict=True))
         names = ", ".join(str(column.scores.factor) for column in factors)
         out.append(
             {
@@ -190,6 +190,7 @@ def _columns(found: Sequence[Column]) -> list[dict[str, Any]]:
                     "sortable": False,
                     "cellRenderer": "Interval",
                     "cellRendererParams": params,
+                    "tooltipValueGetter": {"function": "interval(params)"},
                 }
             )
         tip = f"{column.label}; {column.scores.units}; {views.direction(column.scores)}"

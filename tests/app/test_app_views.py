@@ -11,6 +11,7 @@ import pytest
 from app_kit import DATA, POLICY, TINY, make_run, make_scores
 
 from app import headtable, maps, reading, theme, views
+from app.pages import overview
 from interp.heads import Head
 from interp.runs import Run
 from interp.scores import HeadScores, Null, TowerScores
@@ -218,6 +219,20 @@ def test_a_note_of_the_scores_is_read_out() -> None:
     )
     text = reading.paragraphs(views.view({"m.linguistic": noted}))[1]
     assert text == "Prompt-blind: no effect. No head has a score."
+
+
+@pytest.mark.parametrize("scale", ["shared", "panel", "rank"])
+def test_the_intervals_that_a_table_draws_fit_their_column(tmp_path: Path, scale: str) -> None:
+    scores = make_scores(higher=True)  # vision, vlm and expert
+    lows, highs = zip(*((t.low, t.high) for t in scores.towers.values()), strict=True)
+    ends = min(np.nanmin(g) for g in lows), max(np.nanmax(g) for g in highs)
+    run = make_run(tmp_path / "first")
+    drawn = overview._drawn(run, views.view({"knn": scores}, "all", scale), None, "light")
+    (column,) = (c for c in drawn["columns"] if c.get("cellRenderer") == "Interval")
+    shown = column["cellRendererParams"]["scale"]
+    assert (shown["low"], shown["high"]) == ends
+    of_file = headtable.columns({"knn": scores})[0].scale()
+    assert (of_file["low"], of_file["high"]) == ends
 
 
 def test_wishes_of_a_url_that_cannot_be_met_fall_back() -> None:
