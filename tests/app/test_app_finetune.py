@@ -6,6 +6,7 @@ import logging
 import shlex
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -127,6 +128,8 @@ def test_what_is_asked_is_what_could_be_typed(real: Run) -> None:
     asked = training.request(real, generic, ["expert.L0H1"], {"other": other})
     parsed = build_parser().parse_args(shlex.split(training.typed(real, asked))[1:])
     assert (parsed.method, parsed.others) == ("knn", [str(other.path)])
+    with pytest.raises(UsageError, match=r"other run gone: .* \(other\): take it out"):
+        training.request(real, replace(generic, others=("other", "gone")), ["expert.L0H1"], {"other": other})
     with pytest.raises(UsageError, match="3 layers"):
         training.request(real, Form("aligned"), ["expert.L9H0"], {})
 
