@@ -227,8 +227,20 @@ def test_a_job_goes_on_through_reload_and_a_new_server_until_it_is_cancelled(
     launching.start()
     tab.page.goto(address)
     says(tab, "#ft-head", "running")
+    tab.page.evaluate(
+        """() => {
+            const live = document.getElementById('ft-state'), all = { childList: true, subtree: true };
+            window.told = [];
+            new MutationObserver(() => told.push(live.innerText)).observe(live, { ...all, characterData: true });
+        }"""
+    )
+    before = tab.page.inner_text("#ft-so-far")
+    tab.page.wait_for_function("t => document.getElementById('ft-so-far').innerText !== t", arg=before)
+    assert tab.page.evaluate("told") == []  # a screen reader does not hear every step
     tab.page.click("#ft-cancel")
     says(tab, "#ft-head", "cancelled")
+    told = tab.page.evaluate("told")  # but that it was cancelled
+    assert "cancelled" in told[-1]
     reached = jobs_of(run)[0].step
     tab.page.click("#ft-resume")
     says(tab, "#ft-said", "goes on from its last checkpoint")
