@@ -20,7 +20,7 @@ from math import atanh, sqrt, tanh
 import numpy as np
 from jaxtyping import Float, Int
 
-from app.views import STABILITY, is_stability, ordered
+from app.views import STABILITY, is_stability, midranks, ordered
 from interp.heads import Head
 from interp.overlap import at_least, chance
 from interp.scores import HeadScores
@@ -109,13 +109,6 @@ def rankings(scores: Mapping[str, HeadScores], tower: str) -> Rankings:
             score[m, place[head]] = one.score(head)
     better_up = tuple(one.higher_is_better for one in scores.values())
     return Rankings(tuple(scores), tuple(heads), rank, score, better_up)
-
-
-def midranks(values: Float[np.ndarray, " head"]) -> Float[np.ndarray, " head"]:
-    """Ranks from 1, equal values sharing the mean of their places."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
 
 
 def spearman(a: Float[np.ndarray, " head"], b: Float[np.ndarray, " head"]) -> tuple[float, float, float]:

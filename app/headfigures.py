@@ -37,7 +37,7 @@ def factors(found: Sequence[Standing], name: str, scheme: str) -> Figure:
             "color": colours.arms[1],
         },
         "marker": {"size": 9, "color": colours.arms[1]},
-        "customdata": [[s.rank, s.of] for s in found],
+        "customdata": [[s.place, s.of] for s in found],
         "hovertemplate": "%{x:.3g}, rank %{customdata[0]} of %{customdata[1]}<extra></extra>",
     }
     null = found[0].column.scores.tower(_tower(name)).null if found else None
@@ -52,7 +52,7 @@ def factors(found: Sequence[Standing], name: str, scheme: str) -> Figure:
     line |= {"line": {"width": 1, "dash": "4px,3px", "color": colours.arms[0]}}
     rows = [
         {"head": name, "factor": s.column.scores.factor, "score": number(s.score), "low": s.low, "high": s.high,
-         "rank": s.rank, "of": s.of}
+         "rank": s.rank, "tied": s.tied, "of": s.of}
         for s in found
     ]  # fmt: skip
     paint: list[list[Any]] = [[["data", 0, part, "color"], "arms.1"] for part in ("error_x", "marker")]
@@ -82,18 +82,18 @@ def standing(found: Sequence[Standing], name: str, scheme: str) -> Figure:
         "x": [round(100 * s.beaten, 3) for s in found],
         "y": y,
         "marker": {"size": 9, "color": colours.arms[1]},
-        "customdata": [[s.rank, s.of, number(s.score), s.column.label] for s in found],
+        "customdata": [[s.place, s.of, number(s.score), s.column.label] for s in found],
         "hovertemplate": "<b>%{customdata[3]}</b><br>rank %{customdata[0]} of %{customdata[1]}"
         "<br>score %{customdata[2]:.3g}<extra></extra>",
     }
     notes = [
-        {"text": f"{s.rank}", "x": 1, "xref": "paper", "y": at, "xanchor": "left", "xshift": 8, "showarrow": False,
+        {"text": s.place, "x": 1, "xref": "paper", "y": at, "xanchor": "left", "xshift": 8, "showarrow": False,
          "font": {"size": 11}}
         for at, s in zip(y, found, strict=True)
     ]  # fmt: skip
     rows = [
-        {"head": name, "file": s.column.file, "rank": s.rank, "of": s.of, "score": number(s.score), "low": s.low,
-         "high": s.high}
+        {"head": name, "file": s.column.file, "rank": s.rank, "tied": s.tied, "of": s.of, "score": number(s.score),
+         "low": s.low, "high": s.high}
         for s in found
     ]  # fmt: skip
     layout = figure_layout(
@@ -105,7 +105,7 @@ def standing(found: Sequence[Standing], name: str, scheme: str) -> Figure:
         **_bars([s.column.file for s in found], "better than % of the others; rank right"),
     )
     layout["xaxis"]["range"] = [-3, 105]
-    layout["margin"]["r"] = 34
+    layout["margin"]["r"] = 16 + 7 * max((len(s.place) for s in found), default=1)
     return {"data": [lines, dots], "layout": layout}
 
 

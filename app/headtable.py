@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from app import raw
 from app.library import Library, scores_of
-from app.views import cell, named, ordered
+from app.views import cell, named, ordered, ranks, span
 from interp.errors import UsageError
 from interp.footage import Footage, footage_of
 from interp.heads import Head
@@ -45,9 +45,8 @@ class Column:
         return named(self.scores)
 
     def scale(self) -> dict[str, Any]:
-        """Ends of all towers' scores, and chance by tower, for the cells that draw."""
-        values = np.concatenate([t.value[np.isfinite(t.value)] for t in self.scores.towers.values()])
-        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+        """Ends of all towers' intervals, and chance by tower, for the cells that draw."""
+        low, high = span(self.scores.towers.values())
         chance = {name: t.null.mean for name, t in self.scores.towers.items() if t.null is not None}
         return {"low": low, "high": high, "chance": chance}
 
@@ -69,7 +68,9 @@ def rows(run: Run, found: Sequence[Column]) -> list[dict[str, Any]]:
     """A row for each live head of each tower that was scored, best first by the first file."""
     spec = run.spec
     towers = [name for name in spec.towers if any(name in column.scores.towers for column in found)]
-    ranks = {(c.at, tower): _ranks(c.scores, tower) for c in found for tower in towers}
+    rank_of = {
+        (c.at, tower): ranks(c.scores, tower) for c in found for tower in towers if tower in c.scores.towers
+    }
     out = []
     for head in spec.live_heads(towers):
         row: dict[str, Any] = {"id": str(head), "tower": head.tower, "layer": head.layer, "head": head.index}
@@ -77,7 +78,7 @@ def rows(run: Run, found: Sequence[Column]) -> list[dict[str, Any]]:
             grid = column.scores.towers.get(head.tower)
             score, rank, low, high = column.fields
             row[score] = cell(grid.value, head.layer, head.index) if grid else None
-            row[rank] = ranks[column.at, head.tower].get(head)
+            row[rank] = cell(rank_of.get((column.at, head.tower)), head.layer, head.index) or None
             row[low] = cell(grid.low, head.layer, head.index) if grid else None
             row[high] = cell(grid.high, head.layer, head.index) if grid else None
         out.append(row)
@@ -87,30 +88,46 @@ def rows(run: Run, found: Sequence[Column]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Standing:
-    """What one score file says of one head. `beaten`: the fraction of the tower's other heads below it."""
+    """What one score file says of one head: its rank (see `views.ranks`) among the `of` heads of its tower, `tied` of
+    which, itself among them, have its score."""
 
     column: Column
     score: float
     low: float | None
     high: float | None
-    rank: int
+    rank: float
+    tied: int
     of: int
 
     @property
     def beaten(self) -> float:
+        """The fraction of the tower's other heads below it; of those that are tied with it, half."""
         return (self.of - self.rank) / (self.of - 1) if self.of > 1 else 1.0
+
+    @property
+    def place(self) -> str:
+        """`7`, or `61–1024` for heads that share these ranks."""
+        half = (self.tied - 1) / 2
+        return f"{self.rank - half:.0f}–{self.rank + half:.0f}" if half else f"{self.rank:.0f}"
+
+    @property
+    def among(self) -> str:
+        """`7 of 20`, or `tied 61–1024 of 1024`."""
+        return f"{'tied ' if self.tied > 1 else ''}{self.place} of {self.of}"
 
 
 def standings(head: Head, found: Sequence[Column]) -> list[Standing]:
     """Of every file that scored the head."""
     out = []
     for column in found:
-        ranks = _ranks(column.scores, head.tower)
-        if head not in ranks:
+        grid = column.scores.towers.get(head.tower)
+        if grid is None or cell(grid.value, head.layer, head.index) is None:
             continue
-        grid = column.scores.tower(head.tower)
+        rank = ranks(column.scores, head.tower)
+        own = float(rank[head.layer, head.index])
         low, high = (cell(g, head.layer, head.index) for g in (grid.low, grid.high))
-        out.append(Standing(column, column.scores.score(head), low, high, ranks[head], len(ranks)))
+        tied, of = int((rank == own).sum()), int((rank > 0).sum())
+        out.append(Standing(column, column.scores.score(head), low, high, own, tied, of))
     return out
 
 
@@ -206,9 +223,3 @@ def neighbours(library: Library, run: Run, head: Head, most: int = 12) -> list[N
                 same = other.policy == run.policy, other.data == run.data
                 out.append(Neighbour(name, *same, standing))
     return sorted(out, key=lambda n: (not n.same_policy, not n.same_data))[:most]
-
-
-def _ranks(scores: HeadScores, tower: str) -> dict[Head, int]:
-    if tower not in scores.towers:
-        return {}
-    return {head: place for place, head in enumerate(scores.ranked(tower), start=1)}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from app import theme
-from app.views import Panel, View, number
+from app.views import Panel, View, number, span
 
 Figure = dict[str, Any]
 
@@ -174,11 +174,12 @@ def ranked(panels: Sequence[Panel], scheme: str) -> Figure:
                 "x": x,
                 "y": y,
                 "customdata": [str(h) for h in heads],
+                "text": [f"{rank:g}" for rank in panel.rank[at].tolist()],
                 "mode": "markers" if len(x) <= MANY else "lines",
                 "marker": {"size": 5, "color": colour},
                 "line": {"width": 2.5, "color": colour},
                 "unselected": {"marker": {"opacity": 1}},
-                "hovertemplate": "<b>%{customdata}</b><br>%{y:.3g}, rank %{x}<extra></extra>",
+                "hovertemplate": "<b>%{customdata}</b><br>%{y:.3g}, rank %{text}<extra></extra>",
             }
         )
     nulls = [panel.null.mean for panel in panels if panel.null is not None]
@@ -217,10 +218,8 @@ def ranked(panels: Sequence[Panel], scheme: str) -> Figure:
 
 def ranked_frame(panels: Sequence[Panel]) -> Frame:
     """All scores, their intervals and chance, with a little room around."""
-    seen = [g[np.isfinite(g)] for p in panels for g in (p.value, p.grid.low, p.grid.high) if g is not None]
-    seen.append(np.array([panel.null.mean for panel in panels if panel.null is not None]))
-    values = np.concatenate(seen)
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    ends = [*span(panel.grid for panel in panels), *(p.null.mean for p in panels if p.null is not None)]
+    low, high = min(ends), max(ends)
     room = 0.06 * (high - low) or 1.0
     longest = max(panel.scored for panel in panels)
     return Frame((1 - 0.02 * longest, high + room, longest * 1.02, low - room), RANKED_MARGIN)
@@ -235,7 +234,7 @@ def _hover_data(panel: Panel) -> list[list[list[Any]]]:
             [
                 number(low[layer, head]) if low is not None else None,
                 number(high[layer, head]) if high is not None else None,
-                int(panel.rank[layer, head]),
+                float(panel.rank[layer, head]),
                 number(panel.value[layer, head]),
             ]
             for head in range(heads)

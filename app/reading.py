@@ -54,9 +54,9 @@ def title(run: Run) -> str:
 def paragraphs(view: View) -> list[str]:
     """The reading of a view: what was measured, one sentence or two a panel, and what the panels say together."""
     together = {"factor": _profiles, "method": _agreed, "tower": lambda view: []}[view.by]
-    intervals = any(panel.grid.low is not None for panel in view.panels)
+    intervals = any(panel.grid.low is not None for panel in view.scored)
     unknown = intervals and all(
-        panel.beats_chance is None for panel in view.panels
+        panel.beats_chance is None for panel in view.scored
     )  # said once, not by every panel
     return [
         _measured(view) + (f" {UNKNOWN}" if unknown else ""),
@@ -68,18 +68,18 @@ def paragraphs(view: View) -> list[str]:
 def caption(panel: Panel) -> str:
     """The line beside a map's title."""
     layers, heads = panel.value.shape
-    parts = [f"{layers} × {heads}"]
+    parts = [f"{layers} × {heads}"] + (["no head has a score"] if not panel.scored else [])
     beats = panel.beats_chance
-    if panel.null is not None:
+    if panel.null is not None and panel.scored:
         parts.append(f"chance {short(panel.null.mean)}")
-    if beats is not None:
+    if beats is not None and panel.scored:
         parts.append(f"{int(beats.sum())} of {panel.scored} beat it")
     return " · ".join(parts)
 
 
 def _measured(view: View) -> str:
     scores = view.scores
-    panels = list(view.panels) if view.by == "tower" else [view.panels[0]]
+    panels = list(view.panels) if view.by == "tower" else [view.lead(None)]
     towers = _listed([f"{p.scored} {p.tower}" for p in panels])
     dead = sum(len(p.grid.dead) for p in panels)
     left_out = (
@@ -102,7 +102,11 @@ def _panel(panel: Panel, named: bool, chance: bool) -> str:
     at = first.layer, first.index
     score = short(float(panel.value[at]))
     if panel.grid.low is None or panel.grid.high is None:
-        return f"{start}**{_name(first)}** leads with {score}. No intervals were computed: its lead is not tested."
+        tie = _tie(leaders) if len(leaders) > 1 else ""
+        return (
+            f"{start}**{_name(first)}** leads with {score}{tie}. "
+            "No intervals were computed: its lead is not tested."
+        )
     interval = f"95 % {short(float(panel.grid.low[at]))} to {short(float(panel.grid.high[at]))}"
     against = f" {_chance(panel, first)}" if chance else ""
     return f"{start}**{_name(first)}** leads with {score} ({interval}){_tie(leaders)}.{against}"
@@ -133,8 +137,9 @@ def _chance(panel: Panel, first: Head) -> str:
 
 
 def _profiles(view: View) -> list[str]:
-    """Which heads carry one factor more than every other, and which lead for several. Only intervals decide."""
-    panels = view.panels
+    """Which heads carry one factor more than every other, and which lead for several. Only intervals decide; a factor
+    without a score does not compete."""
+    panels = view.scored
     if len(panels) < 2:
         return []
     owners = {panel.key: specialists(panel, [p for p in panels if p is not panel]) for panel in panels}
@@ -189,8 +194,10 @@ def _sure(panel: Panel) -> bool:
 
 def _agreed(view: View) -> list[str]:
     """What the methods have in common among their best heads."""
-    k = min(12, *(panel.scored for panel in view.panels)) if view.panels else 0
-    tops = [{_name(h) for h in panel.scores.ranked(panel.tower)[:k]} for panel in view.panels]
+    if len(view.scored) < 2:
+        return []
+    k = min(12, *(panel.scored for panel in view.scored))
+    tops = [{_name(h) for h in panel.scores.ranked(panel.tower)[:k]} for panel in view.scored]
     common = sorted(set.intersection(*tops), key=lambda name: [int(n) for n in name[1:].split("H")])
     if not common:
         return [f"**No head** is among the best {k} of every method; the page Methods compares them."]

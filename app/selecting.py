@@ -7,7 +7,7 @@ browser, where each becomes one step of the selection that can be undone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, no_update
@@ -16,6 +16,7 @@ from app import selections, views
 from app.library import Library, scores_of
 from interp.errors import UsageError
 from interp.runs import Run
+from steering.headset import HeadSet
 
 ALL = "all"
 LATE: dict[str, Any] = {"prevent_initial_call": True}
@@ -89,11 +90,12 @@ def _connect_best(app: Dash, library: Library) -> None:
             if not isinstance(k, int) or k < 1:
                 raise UsageError("how many heads? write a number from 1")
             scores = library.open(run).read_scores(file)
-            heads = selections.best(scores, k, None if tower in (None, ALL) else tower)
+            made = selections.best(scores, k, None if tower in (None, ALL) else tower)
         except UsageError as error:
             return no_update, str(error), "rs-said bad"
-        said = "" if len(heads) == k else f"only {len(heads)} heads have a score"
-        return _proposal(heads, add=ctx.triggered_id == "best-add"), said, "rs-said"
+        n = len(made.heads)
+        said = "" if n == k else f"only {n} heads have a score"
+        return _proposal(made, add=ctx.triggered_id == "best-add"), said, "rs-said"
 
 
 def _connect_sets(app: Dash, library: Library) -> None:
@@ -157,15 +159,17 @@ def _connect_sets(app: Dash, library: Library) -> None:
         if not (loads or combines):
             return no_update, "", "rs-said"
         try:
-            sets, _ = selections.saved_sets(library.open(run))
+            opened = library.open(run)
+            sets, _ = selections.saved_sets(opened)
             current = (chosen or {}).get("heads", [])
-            first = selections.members(sets, a, current)
-            heads = list(first)
+            heads = selections.members(sets, a, current)
+            made = selections.saved(opened)[0].get(a or "")
             if ctx.triggered_id == "combine":
-                heads = selections.combine(first, operation, selections.members(sets, b, current))
+                heads = selections.combine(heads, operation, selections.members(sets, b, current))
+                made = None
         except UsageError as error:
             return no_update, str(error), "rs-said bad"
-        return _proposal(heads), f"{len(heads)} heads", "rs-said good"
+        return _proposal(made or heads), f"{len(heads)} heads", "rs-said good"
 
     @app.callback(
         Output("proposal", "data", allow_duplicate=True),
@@ -184,10 +188,10 @@ def _connect_sets(app: Dash, library: Library) -> None:
         if not content:
             return no_update, no_update, no_update, None  # type: ignore[return-value]
         try:
-            heads = selections.read_upload(library.open(run), content, name or "file", tower or "expert")
+            made = selections.read_upload(library.open(run), content, name or "file", tower or "expert")
         except UsageError as error:
             return no_update, str(error), "rs-said bad", None
-        return _proposal(heads), f"{len(heads)} heads from {name}", "rs-said good", None
+        return _proposal(made), f"{len(made.heads)} heads from {name}", "rs-said good", None
 
 
 def _connect_files(app: Dash, library: Library) -> None:
@@ -200,7 +204,7 @@ def _connect_files(app: Dash, library: Library) -> None:
         State("save-name", "value"),
         State("selection", "data"),
         State("set-a", "data"),
-        State("view", "data"),
+        State("origins", "data"),
         State("run", "value"),
         **LATE,
     )
@@ -209,7 +213,7 @@ def _connect_files(app: Dash, library: Library) -> None:
         name: str | None,
         chosen: Mapping[str, Any],
         known: list[dict[str, str]] | None,
-        wishes: Mapping[str, str] | None,
+        origins: list[dict[str, Any]] | None,
         run: str,
     ) -> tuple[Any, ...]:
         if not clicks:
@@ -217,9 +221,7 @@ def _connect_files(app: Dash, library: Library) -> None:
         try:
             opened = library.open(run)
             seen = [option["value"] for option in known or []]
-            path = selections.save(
-                opened, (name or "").strip(), chosen["heads"], _file(opened, wishes), replace=seen
-            )
+            path = selections.save(opened, (name or "").strip(), chosen["heads"], origins or (), replace=seen)
         except UsageError as error:
             return str(error), "rs-said bad", no_update, no_update
         except OSError as error:
@@ -234,7 +236,7 @@ def _connect_files(app: Dash, library: Library) -> None:
         Input("take", "n_clicks"),
         State("save-name", "value"),
         State("selection", "data"),
-        State("view", "data"),
+        State("origins", "data"),
         State("run", "value"),
         **LATE,
     )
@@ -242,14 +244,13 @@ def _connect_files(app: Dash, library: Library) -> None:
         clicks: int | None,
         name: str | None,
         chosen: Mapping[str, Any],
-        wishes: Mapping[str, str] | None,
+        origins: list[dict[str, Any]] | None,
         run: str,
     ) -> tuple[Any, ...]:
         if not clicks:
             return (no_update,) * 3
         try:
-            opened = library.open(run)
-            content = selections.heads_file(opened, chosen["heads"], _file(opened, wishes))
+            content = selections.heads_file(library.open(run), chosen["heads"], origins or ())
         except UsageError as error:
             return no_update, str(error), "rs-said bad"
         file = {
@@ -259,12 +260,17 @@ def _connect_files(app: Dash, library: Library) -> None:
         }
         return file, "", "rs-said"
 
-    @app.callback(Output("named", "data", allow_duplicate=True), Input("long", "data"), **LATE)
-    def link(asked: Mapping[str, Any] | None) -> Any:
+    @app.callback(
+        Output("named", "data", allow_duplicate=True),
+        Input("long", "data"),
+        State("origins", "data"),
+        **LATE,
+    )
+    def link(asked: Mapping[str, Any] | None, origins: list[dict[str, Any]] | None) -> Any:
         try:
             if not asked:
                 return no_update
-            name = selections.linked(library.open(asked["run"]), asked["heads"])
+            name = selections.linked(library.open(asked["run"]), asked["heads"], origins or ())
         except (UsageError, OSError):  # a folder that cannot be written: the address lists the heads then
             return no_update
         return {**asked, "name": name}
@@ -290,10 +296,6 @@ def _opened(library: Library, run: str | None) -> Run | None:
         return None
 
 
-def _file(run: Run, wishes: Mapping[str, str] | None) -> str | None:
-    return views.file_shown(scores_of(run)[0], wishes or {})
-
-
 def _options(saved: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {"value": selections.CURRENT, "label": "the selection"},
@@ -301,6 +303,9 @@ def _options(saved: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _proposal(heads: list[str], add: bool = False) -> dict[str, Any]:
-    """A fresh object each time: Dash passes it on even if it is the same set again."""
-    return {"heads": heads, "add": add}
+def _proposal(made: HeadSet | Sequence[str], add: bool = False) -> dict[str, Any]:
+    """Heads, and the set that they are if something chose them as one. A fresh object each time: Dash passes it on even
+    if it is the same set again."""
+    if not isinstance(made, HeadSet):
+        return {"heads": list(made), "add": add, "by": None}
+    return {"heads": [str(head) for head in made.heads], "add": add, "by": made.to_json()}

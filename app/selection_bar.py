@@ -43,6 +43,7 @@ def bar() -> Component:
             ),
             html.Div(id="cursor-says", className="rs-hidden", **widgets.attributes(aria_live="polite")),
             dcc.Store(id="proposal"),
+            dcc.Store(id="origins"),
             dcc.Store(id="long"),
             dcc.Store(id="named"),
             dcc.Download(id="download"),

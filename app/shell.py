@@ -4,6 +4,7 @@ Stores, all in memory of the tab:
 
 selection  {run, heads, past, future, last, turn}: the one truth about what is chosen (assets/selection.js)
 view       what is looked at: {method, tower, factor, episode, ...}, every key of the URL that is nobody else's
+origins    the latest sets that something else than a hand chose, as heads files say it (app/selections.py)
 named      {run, heads, name}: the saved set that the URL names in place of a long selection
 scheme     light or dark, as it is now
 runs       the runs that there are, with towers and dead heads; null for a run that cannot be read

@@ -68,7 +68,8 @@ def settings(form: Form) -> Recipe:
 
 
 def request(run: Run, form: Form, chosen: Sequence[str], others: Mapping[str, Run]) -> Request:
-    """What `robosteer finetune` is to be asked; settings that are the recipe's own are left out."""
+    """What `robosteer finetune` is to be asked; settings that are the recipe's own are left out. `others`: the runs
+    that generic-k can draw on; a UsageError names one that it cannot."""
     recipe, own = settings(form), Recipe.named(form.recipe)
     options: dict[str, tuple[str, ...]] = {}
     for name in ("steps", "lr", "form"):
@@ -81,9 +82,13 @@ def request(run: Run, form: Form, chosen: Sequence[str], others: Mapping[str, Ru
         options["seed"] = (str(form.seed),)
     if form.recipe in SCORED and form.scores:
         options["method"] = (form.scores,)
-    named = tuple(str(others[name].path) for name in form.others if name in others)
-    if form.recipe == "generic-k" and named:
-        options["others"] = named
+    if form.recipe == "generic-k" and form.others:
+        if useless := [name for name in form.others if name not in others]:
+            raise UsageError(
+                f"other run {', '.join(useless)}: generic-k needs runs of this policy on other demonstrations "
+                f"({', '.join(others) or 'there is none here'}): take it out of “Other runs”"
+            )
+        options["others"] = tuple(str(others[name].path) for name in form.others)
     return Request(
         form.name.strip() or free_name(run, form.recipe), form.recipe, head_set(run, chosen), options
     )
@@ -100,7 +105,7 @@ def given_scores(
 ) -> tuple[HeadScores | None, list[HeadScores]]:
     """The scores that a recipe draws on: the run's own for bottom-k, those of other runs for generic-k."""
     own = run.read_scores(form.scores) if form.recipe == "bottom-k" and form.scores else None
-    named = [others[name] for name in form.others if name in others] if form.recipe == "generic-k" else []
+    named = [others[name] for name in form.others] if form.recipe == "generic-k" else []
     return own, [other.read_scores(form.scores or "knn") for other in named]
 
 

@@ -12,13 +12,13 @@ from the same view, so they cannot disagree. Axis names: layer, head, as everywh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from interp.heads import Head
 from interp.scores import HeadScores, Null, TowerScores
@@ -29,6 +29,8 @@ FACTORS = ("visual", "linguistic", "physical")
 # the order in which methods are offered; others follow
 METHODS = ("patching", "ablation", "knn", "atp", "attribution", "ig", "direct")
 STABILITY = "-stability"  # a method's frequency in the top k over resampled demonstrations: value in 0..1
+
+RANK = "rank within the tower, 1 is best; heads with the same score share the mean of their ranks"
 
 Scale = Literal["shared", "panel", "rank"]
 By = Literal["factor", "tower", "method"]
@@ -57,12 +59,8 @@ class Panel:
         return self.grid.null
 
     @cached_property
-    def rank(self) -> Int[np.ndarray, "layer head"]:
-        """1 is best, whatever the sign of the score; 0 where there is no score."""
-        rank = np.zeros(self.value.shape, dtype=int)
-        for place, head in enumerate(self.scores.ranked(self.tower), start=1):
-            rank[head.layer, head.index] = place
-        return rank
+    def rank(self) -> Float[np.ndarray, "layer head"]:
+        return ranks(self.scores, self.tower)
 
     @property
     def scored(self) -> int:
@@ -80,11 +78,12 @@ class Panel:
 
     @cached_property
     def leaders(self) -> list[Head]:
-        """The best head and every head whose interval overlaps with the best one's, best first."""
+        """The best head and every head whose interval overlaps with the best one's, or without intervals every head
+        with the same score; best first."""
         ranked = self.scores.ranked(self.tower)
         low, high = self.grid.low, self.grid.high
         if not ranked or low is None or high is None:
-            return ranked[:1]
+            return [h for h in ranked if self.scores.score(h) == self.scores.score(ranked[0])]
         best = ranked[0].layer, ranked[0].index
         if self.scores.higher_is_better:
             return [h for h in ranked if high[h.layer, h.index] >= low[best]]
@@ -114,6 +113,11 @@ class View:
     def keys(self) -> tuple[str, ...]:
         """What the table can be led by: factors or methods."""
         return () if self.by == "tower" else tuple(panel.key for panel in self.panels)
+
+    @property
+    def scored(self) -> list[Panel]:
+        """The panels that say something: a prompt-blind policy has no score for the linguistic factor."""
+        return [panel for panel in self.panels if panel.scored]
 
     @property
     def scales(self) -> tuple[Scale, ...]:
@@ -147,12 +151,31 @@ class View:
         return low - room, high + room
 
     def lead(self, key: str | None) -> Panel:
-        """The panel whose score, interval and rank the table leads with."""
-        return next((panel for panel in self.panels if panel.key == key), self.panels[0])
+        """The panel whose score, interval and rank the table leads with: the one asked for, else the first that has
+        a score."""
+        asked = (panel for panel in self.panels if panel.key == key)
+        return next(asked, next(iter(self.scored), self.panels[0]))
 
     def led(self, key: str | None) -> list[Panel]:
         """The panels whose heads the table and the ranked scores show."""
         return list(self.panels) if self.by == "tower" else [self.lead(key)]
+
+
+def midranks(values: Float[np.ndarray, " head"]) -> Float[np.ndarray, " head"]:
+    """Ranks from 1, equal values sharing the mean of their places."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def ranks(scores: HeadScores, tower: str) -> Float[np.ndarray, "layer head"]:
+    """1 is best, whatever the sign of the score; heads with the same score share the mean of their ranks, as nothing
+    ranks them; 0 where there is no score."""
+    value = scores.tower(tower).value
+    scored = np.isfinite(value)
+    out = np.zeros(value.shape)
+    out[scored] = midranks(-value[scored] if scores.higher_is_better else value[scored])
+    return out
 
 
 def direction(scores: HeadScores) -> str:
@@ -260,13 +283,20 @@ def rows(view: View, key: str | None = None) -> list[dict[str, Any]]:
                 "score": number(panel.value[layer, head]),
                 "low": number(low[layer, head]) if low is not None else None,
                 "high": number(high[layer, head]) if high is not None else None,
-                "rank": int(panel.rank[layer, head]),
+                "rank": float(panel.rank[layer, head]),
             }
             for other in view.panels if view.keys else ():
                 row[f"score_{other.key}"] = cell(other.value, layer, head)
             out.append(row)
     sign = -1 if view.lead(key).scores.higher_is_better else 1
     return sorted(out, key=lambda row: (sign * row["score"], row["tower"], row["layer"], row["head"]))
+
+
+def span(towers: Iterable[TowerScores], intervals: bool = True) -> tuple[float, float]:
+    """Least and greatest of all their scores and, if wanted, ends of intervals; (0, 1) without scores."""
+    grids = [grid for t in towers for grid in ((t.value, t.low, t.high) if intervals else (t.value,))]
+    finite = np.concatenate([np.zeros(0), *(grid[np.isfinite(grid)] for grid in grids if grid is not None)])
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
 
 
 def cell(grid: Float[np.ndarray, "layer head"] | None, layer: int, head: int) -> float | None:

@@ -46,12 +46,12 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
   };
   rs.wishes = () => wishes;
 
-  /* A saved set of the run, as written heads; null with the reason when there is none. */
+  /* A saved set of the run, as written heads and as its file; null when there is none. */
   const savedSet = async (run, name) => {
     const answer = await fetch(`/raw/${encodeURIComponent(run)}/selections/${encodeURIComponent(name)}.json`);
     if (!answer.ok) return null;
     const file = await answer.json();
-    return { policy: file.policy, heads: (file.heads || []).map((h) => rs.headId(h.tower, h.layer, h.head)) };
+    return { file, policy: file.policy, heads: (file.heads || []).map((h) => rs.headId(h.tower, h.layer, h.head)) };
   };
 
   let started = false;
@@ -70,19 +70,20 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
         run = null;
       }
       if (run === null) run = names.find((name) => runs[name]) || names[0] || null;
-      let written = asked.heads, name = null;
+      let written = asked.heads, name = null, by = { schema: 1, method: 'from a link' };
       if (asked.set && run && runs[run]) {
         const set = await savedSet(run, asked.set);
         if (!set) notices.push(`The link asks for the set “${asked.set}”, which run “${run}” does not have.`);
         else if (set.policy && set.policy !== runs[run].policy)
           notices.push(`The set “${asked.set}” is for policy ${set.policy}; this run's policy is ${runs[run].policy}.`);
-        else [written, name] = [set.heads, asked.set];
+        else [written, name, by] = [set.heads, asked.set, set.file];
       }
       const { heads, left } = rs.sortOut(written, runs[run]);
       if (left.length) {
         const shown = left.slice(0, 4).join(', ') + (left.length > 4 ? ', …' : '');
         notices.push(`${left.length} of the link's heads cannot be chosen in this run and were left out: ${shown}`);
       }
+      if (heads.length) rs.chosenBy({ ...by, policy: runs[run].policy, heads: by.heads || heads.map(rs.parseHead) });
       wishes = asked.view;
       const state = { run, heads, past: [], future: [], last: null, turn: 0 };
       return [run, asked.view, state, notices, rs.scheme(), name && { run, heads, name }];

@@ -130,20 +130,33 @@
 
   const nothing = () => dash_clientside.no_update;
 
+  /* What a method, a file or a link has chosen as one, a heads file each: when the selection is saved, the server looks
+   * for it among these (app/selections.py).  Clicks need not be followed for that, nor undo. */
+  const ORIGINS = 12;
+  let origins = [];
+  rs.chosenBy = (set) => {
+    if (!set) return;
+    origins = [set, ...origins].slice(0, ORIGINS);
+    dash_clientside.set_props('origins', { data: origins });
+  };
+
   /* ---- the bar that shows it on every page (app/selecting.py) ---- */
 
   const LONG = 48; // heads that an address still carries one by one; longer sets are saved and carried by name
   let pause = null;
+  const left = new Map(); // policy -> the selection that was left there
 
   Object.assign(window.dash_clientside.robosteer, {
-    /* Another run, or the first state: what still means something there is kept. */
+    /* Another run, or the first state.  A selection belongs to its policy: runs of the same one share it, with its past;
+     * another policy's heads of that name mean something else, and a run that cannot be read has none. */
     arrive(run, stored, runs) {
       if (!latest) latest = stored;
       if (!latest) return nothing();
       if (latest.run !== run) {
-        // the same policy has the same heads; another policy's heads of that name mean something else
-        const kept = runs[run] && runs[latest.run] && runs[run].policy === runs[latest.run].policy;
-        latest = { run, heads: kept ? latest.heads : [], past: [], future: [], last: null, turn: latest.turn + 1 };
+        const policy = (name) => runs[name] && runs[name].policy;
+        if (policy(latest.run)) left.set(policy(latest.run), latest);
+        const { heads, past, future } = left.get(policy(run)) || { heads: [], past: [], future: [] };
+        latest = { run, heads, past, future, last: null, turn: latest.turn + 1 };
       }
       while (waiting.length) latest = rs.next(latest, waiting.shift());
       show();
@@ -162,7 +175,9 @@
 
     /* A set that the server has worked out: the best k, a saved set, two sets combined, an uploaded file. */
     propose(proposal) {
-      if (proposal) rs.dispatch({ type: proposal.add ? 'add' : 'set', heads: proposal.heads });
+      if (!proposal) return;
+      rs.chosenBy(proposal.by);
+      rs.dispatch({ type: proposal.add ? 'add' : 'set', heads: proposal.heads });
     },
 
     saveLabel: (name, saved) => (name && (saved || []).some((set) => set.value === name.trim()) ? 'Replace' : 'Save'),

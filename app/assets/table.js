@@ -73,7 +73,12 @@
     rs.dispatch({ type: 'within', scope, heads });
   };
   functions.short = (value) => rs.short(value);
-  functions.interval = ({ data }) => (data && data.low !== null ? `95 %: ${rs.short(data.low)} to ${rs.short(data.high)}` : '');
+  const ENDS = ['score', 'low', 'high']; // a row's fields, unless the column names its own
+  const interval = (data, at = ENDS) => {
+    const [, low, high] = at.map((name) => data && data[name]);
+    return low === null || low === undefined ? '' : `95 %: ${rs.short(low)} to ${rs.short(high)}`;
+  };
+  functions.interval = ({ data, colDef }) => interval(data, colDef.cellRendererParams.at);
 
   /* Three significant digits, so that a column of like numbers lines up. */
   rs.short = (value) => {
@@ -93,7 +98,7 @@
 
   /* A dot with its interval on the scale of the column; the dashed line is chance.  `at` names the row's fields. */
   window.dashAgGridComponentFunctions.Interval = (props) => {
-    const { data, scale, at = ['score', 'low', 'high'] } = props, width = 90, mid = 11, parts = [];
+    const { data, scale, at = ENDS } = props, width = 90, mid = 11, parts = [];
     const [score, low, high] = at.map((name) => data && data[name]);
     if (score === null || score === undefined || !scale) return null;
     const x = within(scale, width), chance = (scale.chance || {})[data.tower];
@@ -101,7 +106,9 @@
       parts.push(line('c', x(chance), x(chance), 2, 20, 'rs-glyph-chance'));
     if (low !== null && low !== undefined) parts.push(line('i', x(low), x(high), mid, mid, 'rs-glyph-interval'));
     parts.push(React.createElement('circle', { key: 'd', cx: x(score), cy: mid, r: 3.2, className: 'rs-glyph-dot' }));
-    return React.createElement('svg', { width, height: 22, className: 'rs-glyph', 'aria-hidden': true }, parts);
+    const said = interval(data, at);
+    const heard = said ? { role: 'img', 'aria-label': said } : { 'aria-hidden': true };
+    return React.createElement('svg', { width, height: 22, className: 'rs-glyph', ...heard }, parts);
   };
 
   /* The factor profile: a bar a factor, all on one scale from zero or chance. */

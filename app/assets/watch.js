@@ -70,9 +70,9 @@
     holder.dataset.count = String(many);
   };
 
-  const fetchTile = async (tile, scene) => {
+  const fetchTile = async (tile, scene) => { // until it has come, or the tile is no longer shown
     const head = rs.parseHead(tile.head), base = `${tile.info.base}/${head.tower}/${head.layer}/${head.head}`;
-    tile.note.textContent = 'loading…';
+    if (!tile.note.textContent) tile.note.textContent = 'loading…';
     try {
       const [series, ...patches] = await Promise.all([
         rs.watchBytes(`${base}/series.f32?v=${tile.info.v}`),
@@ -85,7 +85,8 @@
       tile.loudest = Math.max(1e-9, ...tile.info.columns.word.map((_, w) => most(tile, scene, tile.width - tile.info.columns.word.length + w)));
       tile.note.textContent = '';
     } catch (error) {
-      tile.note.textContent = `cannot be shown: ${error.message}`;
+      tile.note.textContent = `cannot be loaded (${error.message}), asking again …`;
+      setTimeout(() => player.tiles.includes(tile) && root() && fetchTile(tile, scene), rs.watchRetry);
     }
     repaint();
   };
@@ -149,8 +150,12 @@
   const paint = () => {
     const { scene, frame } = player;
     if (!scene || !root()) return false;
-    const images = player.tiles.map((tile) => scene.cameras.map((camera) => player.frames(tile.info, camera).get(frame)));
-    for (const tile of player.tiles) scene.cameras.forEach((camera) => player.frames(tile.info, camera).ahead(frame, player.step));
+    const sources = player.tiles.map((tile) => scene.cameras.map((camera) => player.frames(tile.info, camera)));
+    const images = sources.map((cameras) => cameras.map((frames) => frames.get(frame)));
+    sources.flat().forEach((frames) => frames.ahead(frame, player.step));
+    const failing = sources.flat().map((frames) => frames.failing(frame)).find(Boolean);
+    const text = failing ? `pictures cannot be loaded (${failing}), asking again …` : '';
+    if (transport.said.textContent !== text) transport.said.textContent = text; // a screen reader hears it once
     if (images.flat().includes(undefined)) return false;
     player.tiles.forEach((tile, t) => {
       images[t].forEach((bitmap, c) => paintPicture(tile, c, bitmap, frame));
@@ -236,9 +241,10 @@
         }
         this.speed.addEventListener('change', () => (player.speed = +this.speed.value));
         const keys = el('span', { className: 'rs-keys-hint' }, el('kbd', {}, 'space'), ' plays, ', el('kbd', {}, '←'), el('kbd', {}, '→'), ' step');
+        this.said = el('span', { className: 'rs-said bad', role: 'status' });
         const row = el('div', { className: 'rs-transport', role: 'group' }, this.toggle,
           button('One frame back', '‹', () => player.seek(player.frame - 1)),
-          button('One frame on', '›', () => player.seek(player.frame + 1)), this.range, this.output, this.speed, keys);
+          button('One frame on', '›', () => player.seek(player.frame + 1)), this.range, this.output, this.speed, keys, this.said);
         row.setAttribute('aria-label', 'Player');
         holder.replaceChildren(row);
         player.speed = +this.speed.value;
@@ -264,7 +270,7 @@
     if (!root() || e.ctrlKey || e.metaKey || e.altKey) return;
     const on = e.target, range = on.id === 'watch-frame';
     // keys belong to the control that has the focus; the page takes those that no control wants
-    if (!range && on.closest('input, textarea, select, button, a, [role=radio], [role=slider], [role=option], [contenteditable=true]')) return;
+    if (!range && on.closest('input, textarea, select, button, summary, a, [role=radio], [role=slider], [role=option], [contenteditable=true]')) return;
     const jump = e.shiftKey ? 10 : 1;
     const moves = { ArrowLeft: player.frame - jump, ArrowRight: player.frame + jump, Home: 0, End: Infinity };
     if (e.key === ' ') player.play();

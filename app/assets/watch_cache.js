@@ -27,6 +27,7 @@
     };
   };
 
+  const RETRY = (rs.watchRetry = 2000); // milliseconds until what did not come is asked for again
   const HEADS = 24; // files of heads: four heads on two cameras with their series, twice
   const heads = bounded(HEADS);
   rs.watchBytes = (url) => heads.get(url) || heads.set(url, load(url).catch((error) => {
@@ -43,17 +44,26 @@
   const DECODED = 96, PACKS = 16, AHEAD = 24, BEHIND = 6; // frames, packs, frames, frames
   const LEAD = 3; // packs that are fetched before they are needed: three quarters of a second at 60 frames/s
 
-  /* Pictures of one camera: `get` gives a bitmap, null where there is no picture, undefined while it is on its way. */
+  /* Pictures of one camera: `get` gives a bitmap, null where there is no picture or it cannot be had now (`failing` says
+   * why; it is asked for again), undefined while it is on its way. */
   class Frames {
     constructor(base, v, camera, scene, arrived) {
       Object.assign(this, { base, v, camera, count: scene.frames, size: scene.pack, arrived });
       this.bitmaps = bounded(DECODED, (bitmap) => bitmap && bitmap.close());
       this.packs = bounded(PACKS);
       this.coming = new Set();
+      this.failures = new Map(); // pack -> why it did not come the last time
     }
     get(frame) {
-      if (!this.bitmaps.has(frame)) this.decode(frame);
-      return this.bitmaps.get(frame);
+      if (this.bitmaps.has(frame)) return this.bitmaps.get(frame);
+      this.decode(frame);
+      return this.failing(frame) ? null : undefined;
+    }
+    failing(frame) {
+      return this.failures.get(this.packOf(frame));
+    }
+    packOf(frame) {
+      return Math.floor(frame / this.size);
     }
     /* What will be needed next; but first, and alone on the line, what is needed now. */
     ahead(frame, step) {
@@ -62,7 +72,7 @@
       for (let d = 1; d <= BEHIND; d++) this.want(frame - step * d);
       for (let k = 1; k <= LEAD; k++) {
         const next = frame + step * k * this.size;
-        if (next >= 0 && next < this.count) this.pack(Math.floor(next / this.size));
+        if (next >= 0 && next < this.count) this.pack(this.packOf(next)).catch(() => {});
       }
     }
     want(frame) {
@@ -72,22 +82,31 @@
       if (this.coming.has(frame)) return;
       this.coming.add(frame);
       try {
-        const bytes = (await this.pack(Math.floor(frame / this.size)))[frame % this.size];
-        const bitmap = bytes.length ? await createImageBitmap(new Blob([bytes], { type: 'image/jpeg' })) : null;
-        this.bitmaps.set(frame, bitmap);
+        const bytes = (await this.pack(this.packOf(frame)))[frame % this.size];
+        const blob = new Blob([bytes], { type: 'image/jpeg' });
+        this.bitmaps.set(frame, bytes.length ? await createImageBitmap(blob).catch(() => null) : null);
       } catch {
-        this.bitmaps.set(frame, null); // shown as missing
+        return; // the pack did not come: it tells when it is worth asking again
       } finally {
         this.coming.delete(frame);
       }
-      this.arrived(frame);
+      this.arrived();
     }
     pack(at) {
       const known = this.packs.get(at);
       if (known) return known;
       const start = at * this.size, stop = Math.min(start + this.size, this.count);
       const url = `${this.base}/frames/${this.camera}/${start}-${stop}.pack?v=${this.v}`;
-      return this.packs.set(at, load(url).then(unpack));
+      const coming = load(url).then(unpack);
+      coming.then(() => this.failures.delete(at), (error) => {
+        this.failures.set(at, error.message);
+        this.arrived();
+        setTimeout(() => {
+          this.packs.drop(at);
+          this.arrived(); // what is still wanted is asked for again
+        }, RETRY);
+      });
+      return this.packs.set(at, coming);
     }
   }
 

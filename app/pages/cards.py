@@ -94,6 +94,7 @@ def head_map(panel: Panel, view: View, scheme: str) -> Component:
             data_tower=panel.tower,
             data_layers=str(layers),
             data_heads=str(heads),
+            data_scored=str(panel.scored),
         ),
     )
     caption = reading.caption(panel) + ("" if view.by != "method" else f" · {panel.scores.label}")
@@ -157,7 +158,7 @@ def columns(view: View, lead: Panel, scale: Mapping[str, Any]) -> list[dict[str,
     def column(name: str, width: int, **more: Any) -> dict[str, Any]:
         return {"field": name, "headerName": name, "minWidth": width, "flex": width, **more}
 
-    columns = [column("rank", 48, headerTooltip="rank within the tower, 1 is best", **number)]
+    columns = [column("rank", 48, headerTooltip=views.RANK, **number)]
     if len({panel.tower for panel in view.panels}) > 1:
         columns.append(column("tower", 66, filter="agTextColumnFilter"))
     columns += [column("layer", 48, **number), column("head", 48, **number), column("score", 60, **score)]

@@ -134,6 +134,7 @@ def connect(app: Dash, library: Library) -> None:
     @app.callback(
         Output("ft-seen", "data"),
         Output("ft-head", "children"),
+        Output("ft-state", "children"),
         Output("ft-curve", "figure"),
         Output("ft-log", "children"),
         Output("ft-jobs", "children"),
@@ -157,7 +158,7 @@ def connect(app: Dash, library: Library) -> None:
         name: str,
         scheme: str | None,
     ) -> tuple[Any, ...]:
-        nothing = (no_update,) * 10
+        nothing = (no_update,) * 11
         try:
             found = jobs.jobs_of(library.open(name))
         except UsageError:
@@ -175,6 +176,7 @@ def connect(app: Dash, library: Library) -> None:
         return (
             now,
             cards.heading(shown) if shown else "",
+            f"{shown.id}: {shown.state}" if shown else "",
             training.curve(
                 shown.points() if shown else [], shown.total if shown else None, scheme or "light"
             ),

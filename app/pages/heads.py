@@ -151,8 +151,8 @@ def _columns(found: Sequence[Column]) -> list[dict[str, Any]]:
     factors = headtable.profile_columns(found)
     if len(factors) > 1:
         fields = [column.fields[0] for column in factors]
-        scales = [column.scale() for column in factors]
-        scale = {"low": min(s["low"] for s in scales), "high": max(s["high"] for s in scales)}
+        ends = views.span((t for c in factors for t in c.scores.towers.values()), intervals=False)
+        scale = dict(zip(("low", "high"), ends, strict=True))
         names = ", ".join(str(column.scores.factor) for column in factors)
         out.append(
             {
@@ -178,7 +178,7 @@ def _columns(found: Sequence[Column]) -> list[dict[str, Any]]:
                 **number,
                 **short,
             },
-            {"field": rank, "headerName": "rank", "width": 66, **number},
+            {"field": rank, "headerName": "rank", "headerTooltip": views.RANK, "width": 66, **number},
         ]
         if any(tower.low is not None for tower in column.scores.towers.values()):
             params = {"scale": column.scale(), "at": [score, low, high]}
@@ -190,6 +190,7 @@ def _columns(found: Sequence[Column]) -> list[dict[str, Any]]:
                     "sortable": False,
                     "cellRenderer": "Interval",
                     "cellRendererParams": params,
+                    "tooltipValueGetter": {"function": "interval(params)"},
                 }
             )
         tip = f"{column.label}; {column.scores.units}; {views.direction(column.scores)}"
@@ -220,9 +221,7 @@ def _drawer(library: Library, run: Run, head: Head, scheme: str) -> list[Compone
 
 def _title(name: str, standings: Sequence[headtable.Standing]) -> Component:
     best = min(standings, key=lambda s: s.rank, default=None)
-    said = (
-        f"best rank: {best.rank} of {best.of}, by {best.column.file}" if best else "no method has scored it"
-    )
+    said = f"best rank: {best.among}, by {best.column.file}" if best else "no method has scored it"
     watch = dcc.Link("Watch it", id={"type": "nav", "page": "watch-head"}, href="/watch", className="rs-go")
     toggle = dmc.Button("Select", id="drawer-toggle", size="compact-sm", variant="default")
     return html.Div(
@@ -291,7 +290,7 @@ def _elsewhere(library: Library, run: Run, head: Head) -> Component:
             [
                 html.Td([n.run, *([] if n.same_policy else [html.Br(), html.Em("another policy")])]),
                 html.Td(n.standing.column.file),
-                html.Td(f"{n.standing.rank} of {n.standing.of}"),
+                html.Td(n.standing.among),
                 html.Td(views.short(n.standing.score)),
             ]
         )

@@ -6,7 +6,6 @@ The server draws a view (method, tower, scale, factor) once; choosing heads happ
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update, set_props
@@ -115,8 +114,7 @@ def _drawn(run: Run, view: View, factor: str | None, scheme: str) -> dict[str, A
     """Everything on the page that depends on the view, by name."""
     lead = view.lead(factor)
     led = view.led(factor)
-    ends = [view.range(panel) for panel in led] if view.scale != "rank" else [_values(view, factor)]
-    scale = {"low": min(low for low, _ in ends), "high": max(high for _, high in ends)}
+    low, high = views.span(panel.grid for panel in (view.panels if view.scale == "shared" else led))
     chance = {panel.tower: panel.null.mean for panel in led if panel.null is not None}
     scores = lead.scores
     units = "rank within the map" if view.scale == "rank" else f"{scores.units} ({views.direction(scores)})"
@@ -127,7 +125,7 @@ def _drawn(run: Run, view: View, factor: str | None, scheme: str) -> dict[str, A
         "ranked": cards.ranked_plot(led, scheme),
         "ranked_of": (f"{lead.key}: " if view.keys else "") + "score by rank, 95 % band",
         "rows": views.rows(view, lead.key),
-        "columns": cards.columns(view, lead, {**scale, "chance": chance}),
+        "columns": cards.columns(view, lead, {"low": low, "high": high, "chance": chance}),
         "towers": [
             {"value": name, "label": "all towers" if name == views.ALL_TOWERS else name}
             for name in view.towers
@@ -154,11 +152,6 @@ def _drawn(run: Run, view: View, factor: str | None, scheme: str) -> dict[str, A
             "measured": units,
         },
     }
-
-
-def _values(view: View, factor: str | None) -> tuple[float, float]:
-    """Least and greatest score of what the table shows, whatever the maps are coloured by."""
-    return replace(view, scale="panel").range(view.lead(factor))
 
 
 def _reading(run: Run, view: View) -> list[Component]:

@@ -96,7 +96,9 @@ def job() -> html.Section:
         [
             html.Div(
                 [
-                    html.Div(id="ft-head", className="rs-ft-head", **widgets.attributes(aria_live="polite")),
+                    html.Div(id="ft-head", className="rs-ft-head"),
+                    # the steps change every second; only a change of state is told to who cannot see it
+                    html.Div(id="ft-state", className="rs-hidden", role="status"),
                     html.Div(
                         [
                             dmc.Button("Cancel", id="ft-cancel", **small),

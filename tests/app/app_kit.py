@@ -129,7 +129,8 @@ class Tab:
         self.page.wait_for_function(
             """() => {
                 const maps = [...document.querySelectorAll('.rs-map')];
-                return maps.length > 0 && maps.every((map) => map.querySelector('.js-plotly-plot .hm image'));
+                const drawn = (map) => map.querySelector(map.dataset.scored === '0' ? '.main-svg' : '.hm image');
+                return maps.length > 0 && maps.every(drawn);
             }"""
         )
 

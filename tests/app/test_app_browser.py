@@ -159,25 +159,27 @@ def test_switching_tower_method_and_run_keeps_what_still_means_the_same(
 
 
 def test_saved_heads_file_is_what_was_chosen(tab: Tab, run: Run) -> None:
-    tab.open(f"/?run={run.name}&method=knn&tower=expert&heads=expert.L0H1,expert.L3H2")
+    tab.open(f"/?run={run.name}&method=knn&tower=expert")
+    tab.click("expert", 3, 2)
+    tab.click("expert", 0, 1)
+    tab.expect("expert.L0H1", "expert.L3H2")
     tab.sets()
     tab.page.fill("#save-name", "mine")
     tab.page.click("#save")
     tab.page.wait_for_selector("#save-said.good")
     file = run.path / "selections" / "mine.json"
     record = json.loads(file.read_text())
-    value = run.read_scores("knn").towers["expert"].value
     assert record == {
         "schema": 1,
         "policy": POLICY,
         "data": DATA,
-        "method": "knn",
+        "method": "chosen by hand",
         "factor": None,
         "heads": [
-            {"tower": "expert", "layer": 3, "head": 2, "score": value[3, 2]},
-            {"tower": "expert", "layer": 0, "head": 1, "score": value[0, 1]},
+            {"tower": "expert", "layer": 0, "head": 1, "score": None},
+            {"tower": "expert", "layer": 3, "head": 2, "score": None},
         ],
-        "trainable_head_indices": [[3, 2], [0, 1]],
+        "trainable_head_indices": [[0, 1], [3, 2]],
     }
     assert [p.name for p in file.parent.iterdir()] == ["mine.json"]  # nothing temporary is left
 
@@ -210,8 +212,8 @@ def test_saved_heads_file_is_what_was_chosen(tab: Tab, run: Run) -> None:
 
 
 def test_two_saved_sets_are_united_intersected_and_subtracted(tab: Tab, run: Run) -> None:
-    save(run, "one", ["expert.L0H0", "expert.L1H1"], "knn")
-    save(run, "two", ["expert.L1H1", "vlm.L2H2"], "knn")
+    save(run, "one", ["expert.L0H0", "expert.L1H1"])
+    save(run, "two", ["expert.L1H1", "vlm.L2H2"])
     tab.open(f"/?run={run.name}&method=knn")
     tab.sets()
     tab.choose("#set-a", "one")

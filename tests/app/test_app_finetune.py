@@ -6,6 +6,7 @@ import logging
 import shlex
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -127,6 +128,8 @@ def test_what_is_asked_is_what_could_be_typed(real: Run) -> None:
     asked = training.request(real, generic, ["expert.L0H1"], {"other": other})
     parsed = build_parser().parse_args(shlex.split(training.typed(real, asked))[1:])
     assert (parsed.method, parsed.others) == ("knn", [str(other.path)])
+    with pytest.raises(UsageError, match=r"other run gone: .* \(other\): take it out"):
+        training.request(real, replace(generic, others=("other", "gone")), ["expert.L0H1"], {"other": other})
     with pytest.raises(UsageError, match="3 layers"):
         training.request(real, Form("aligned"), ["expert.L9H0"], {})
 
@@ -224,8 +227,20 @@ def test_a_job_goes_on_through_reload_and_a_new_server_until_it_is_cancelled(
     launching.start()
     tab.page.goto(address)
     says(tab, "#ft-head", "running")
+    tab.page.evaluate(
+        """() => {
+            const live = document.getElementById('ft-state'), all = { childList: true, subtree: true };
+            window.told = [];
+            new MutationObserver(() => told.push(live.innerText)).observe(live, { ...all, characterData: true });
+        }"""
+    )
+    before = tab.page.inner_text("#ft-so-far")
+    tab.page.wait_for_function("t => document.getElementById('ft-so-far').innerText !== t", arg=before)
+    assert tab.page.evaluate("told") == []  # a screen reader does not hear every step
     tab.page.click("#ft-cancel")
     says(tab, "#ft-head", "cancelled")
+    told = tab.page.evaluate("told")  # but that it was cancelled
+    assert "cancelled" in told[-1]
     reached = jobs_of(run)[0].step
     tab.page.click("#ft-resume")
     says(tab, "#ft-said", "goes on from its last checkpoint")

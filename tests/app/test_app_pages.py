@@ -71,6 +71,10 @@ def test_heads_are_listed_chosen_found_and_looked_at(tab: Tab, rich: Run, site: 
     tab.page.click(f'{row} .ag-cell[col-id="layer"]')
     tab.page.wait_for_function("document.querySelector('#drawer h2')?.innerText === 'expert.L3H2'")
     tab.page.wait_for_function("location.search.includes('head=expert.L3H2')")
+    # L3H2's 1.0, -0.03 and +0.04, also to who cannot see the drawing
+    glyph = tab.page.locator(f"{row} svg[aria-label='95 %: 0.970 to 1.04']").first
+    glyph.hover()
+    tab.page.wait_for_selector(".ag-tooltip:has-text('95 %: 0.970 to 1.04')")
     drawer = tab.page.inner_text("#drawer")
     assert "best rank: 1 of 20" in drawer
     assert other.name in drawer  # the same head in another run

@@ -8,20 +8,23 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from app_kit import POLICY, make_run, make_scores
+from app_kit import DATA, POLICY, make_run, make_scores
 from flask.testing import FlaskClient
 
 import robosteer
 from app import create_app, listen, raw, server
 from app.library import Library, scores_of
-from app.selections import best, combine, linked, read_upload, save, saved_sets
+from app.selections import best, combine, head_set, linked, read_upload, save, saved_sets
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.runs import Run
+from interp.scores import TowerScores
+from steering.headset import HeadSet
 
 
 @pytest.fixture
@@ -194,19 +197,19 @@ def test_scores_that_are_written_again_are_read_again(run: Run) -> None:
 
 
 def test_saving_never_replaces_what_the_person_has_not_seen(run: Run) -> None:
-    path = save(run, "mine", ["expert.L3H2"], "knn")
+    path = save(run, "mine", ["expert.L3H2"])
     before = path.read_bytes()
     with pytest.raises(UsageError, match="mine"):
-        save(run, "mine", ["expert.L0H0"], "knn")
+        save(run, "mine", ["expert.L0H0"])
     assert path.read_bytes() == before
-    save(run, "mine", ["expert.L0H0"], "knn", replace=["mine"])
+    save(run, "mine", ["expert.L0H0"], replace=["mine"])
     assert saved_sets(run) == ({"mine": ["expert.L0H0"]}, [])
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/b", ".hidden", "", "x" * 101, "a\nb"])
 def test_a_set_is_saved_in_its_folder_or_not_at_all(run: Run, name: str) -> None:
     with pytest.raises(UsageError):
-        save(run, name, ["expert.L3H2"], "knn")
+        save(run, name, ["expert.L3H2"])
     assert not (run.path / "selections").exists()
 
 
@@ -224,12 +227,12 @@ def test_heads_that_cannot_be_trained_are_refused_by_the_server_too(
     run: Run, heads: list[str], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        save(run, "mine", heads, "knn")
+        save(run, "mine", heads)
     assert not (run.path / "selections").exists()
 
 
 def test_a_set_of_another_policy_is_named_not_loaded(run: Run) -> None:
-    save(run, "mine", ["expert.L3H2", "vlm.L0H0"], "knn")
+    save(run, "mine", ["expert.L3H2", "vlm.L0H0"])
     record = json.loads((run.path / "selections" / "mine.json").read_text())
     assert "trainable_head_indices" not in record  # bare pairs cannot say which tower
     run.save_selection("theirs", {**record, "policy": "pi0-ffffffff"})
@@ -256,9 +259,33 @@ def test_sets_are_combined_as_sets() -> None:
 def test_best_of_all_towers_are_the_best_of_each_put_in_order() -> None:
     scores = make_scores(higher=True)
     values = np.concatenate([tower.value.ravel() for tower in scores.towers.values()])
-    chosen = [scores.score(Head.parse(head)) for head in best(scores, 7)]
+    chosen = [scores.score(head) for head in best(scores, 7).heads]
     assert chosen == sorted(values[np.isfinite(values)], reverse=True)[:7]  # higher is better here
-    assert len(best(scores, 999, "expert")) == 20
+    assert len(best(scores, 999, "expert").heads) == 20
+
+
+def test_a_saved_set_says_what_chose_it(run: Run) -> None:
+    scores = make_scores(seed=1, higher=True, method="ablation")
+    taken = best(scores, 3, "expert")
+    heads = [str(head) for head in sorted(taken.heads)]
+    other = best(make_scores(), 4, "expert")
+    origins = [other.to_json(), taken.to_json()]
+    assert head_set(run, heads, origins) == taken  # with its order and scores, though another set came later
+    by_hand = head_set(run, heads[:2], origins)
+    assert by_hand == HeadSet(
+        tuple(map(Head.parse, heads[:2])), policy=POLICY, method="chosen by hand", data=DATA
+    )
+    theirs = {**taken.to_json(), "policy": "pi0-ffffffff"}  # the tab has looked at another policy
+    assert head_set(run, heads, [theirs]).method == "chosen by hand"
+    name = linked(run, heads, origins)  # and so does what an address names
+    assert json.loads((run.path / "selections" / f"{name}.json").read_text()) == taken.to_json()
+
+
+def test_scores_without_a_number_choose_nothing() -> None:
+    scores = make_scores()
+    none = {n: TowerScores(np.full_like(t.value, np.nan)) for n, t in scores.towers.items()}
+    with pytest.raises(UsageError, match="no score for any head of expert"):
+        best(replace(scores, towers=none), 3, "expert")
 
 
 def test_an_address_names_a_long_set_by_its_heads(run: Run) -> None:
@@ -267,10 +294,10 @@ def test_an_address_names_a_long_set_by_its_heads(run: Run) -> None:
     assert linked(run, heads[::-1]) == name  # the same set, the same name, one file
     assert linked(run, [*heads, "expert.L1H0"]) != name
     assert saved_sets(run) == ({}, [])  # not offered among a person's own
-    save(run, "mine", heads, "knn")
+    save(run, "mine", heads)
     assert linked(run, heads) == "mine"
     with pytest.raises(UsageError, match="link-"):
-        save(run, "link-mine", heads, "knn")
+        save(run, "link-mine", heads)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +320,8 @@ def test_a_file_from_outside_is_checked_before_it_is_believed(run: Run, text: st
 
 def test_a_published_file_is_read_for_the_tower_that_is_named(run: Run) -> None:
     text = data_url('{"trainable_head_indices": [[3, 2], [0, 1]], "best_k": 20, "cv_mse": 0.031}')
-    assert read_upload(run, text, "heads.json", "expert") == ["expert.L0H1", "expert.L3H2"]
+    heads = read_upload(run, text, "heads.json", "expert").heads
+    assert list(map(str, heads)) == ["expert.L3H2", "expert.L0H1"]  # in the order of the file
 
 
 def data_url(text: str) -> str:

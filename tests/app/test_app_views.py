@@ -10,7 +10,9 @@ import plotly.graph_objects as go
 import pytest
 from app_kit import DATA, POLICY, TINY, make_run, make_scores
 
-from app import maps, reading, theme, views
+from app import headtable, maps, reading, theme, views
+from app.pages import overview
+from interp.heads import Head
 from interp.runs import Run
 from interp.scores import HeadScores, Null, TowerScores
 
@@ -36,6 +38,32 @@ def panel(scores: HeadScores) -> views.Panel:
 def test_rank_one_is_best_whatever_the_sign() -> None:
     assert panel(scores_of(VALUE)).rank.tolist() == [[4, 1, 0], [3, 5, 2]]
     assert panel(scores_of(VALUE, higher=True)).rank.tolist() == [[2, 5, 0], [3, 1, 4]]
+
+
+def test_heads_with_the_same_score_have_the_same_standing() -> None:
+    """A stability file: 60 of 1024 heads were ever among the best, two of them always; 964 never."""
+    value = np.zeros(1024)
+    value[100:160] = np.linspace(0.1, 1.0, 60)
+    value[900] = 1.0
+    value[100] = 0.0
+    files = {"knn-stability": scores_of(value.reshape(32, 32), higher=True, method="knn-stability")}
+    view = views.view(files, scale="rank")
+    rows = {row["id"]: row["rank"] for row in views.rows(view)}
+    assert (rows["expert.L0H0"], rows["expert.L31H31"]) == (542.5, 542.5)  # the mean of 61 to 1024
+    assert (rows["expert.L4H31"], rows["expert.L28H4"]) == (1.5, 1.5)
+    colours = view.colours(view.panels[0]).ravel()
+    assert len(set(colours[value == 0])) == 1
+    first, last, best = (
+        headtable.standings(Head.parse(f"expert.{head}"), headtable.columns(files))[0]
+        for head in ("L0H0", "L31H31", "L28H4")
+    )
+    assert first.among == last.among == "tied 61–1024 of 1024"
+    assert best.among == "tied 1–2 of 1024"
+    assert first.beaten == pytest.approx((963 / 2) / 1023)  # nobody is below it, 963 are level
+    text = reading.paragraphs(view)[1]
+    assert text == (
+        "**L4H31** leads with 1, in a tie with L28H4. No intervals were computed: its lead is not tested."
+    )
 
 
 def test_leaders_are_the_heads_whose_intervals_reach_the_best_ones() -> None:
@@ -156,12 +184,55 @@ def test_specialists_need_their_whole_interval_above_the_other_factors() -> None
     assert "nobody knows" in reading.paragraphs(bare)[-1]
 
 
+@pytest.mark.parametrize("bounds", [None, np.full((1, 3), np.nan)])
+def test_a_factor_without_a_score_does_not_compete(bounds: Any) -> None:
+    def factor(name: str, value: list[float]) -> HeadScores:
+        v = np.array([value])
+        return scores_of(v, v - 0.02, v + 0.02, higher=True, factor=name, method="m")
+
+    silent = scores_of(
+        np.full((1, 3), np.nan), bounds, bounds, higher=True, factor="visual", method="m", label="Patching"
+    )
+    files = {
+        "visual": silent,
+        "linguistic": factor("linguistic", [0.6, 0.1, 0.0]),
+        "physical": factor("physical", [0.1, 0.7, 0.0]),
+    }
+    view = views.view(files)
+    text = reading.paragraphs(view)
+    assert text[0].startswith("**Patching** over 3 expert heads")
+    assert text[1] == "**Visual:** No head has a score."
+    assert (
+        text[-1]
+        == "**One factor above the others** (whole interval): L0H0 for linguistic; L0H1 for physical."
+    )
+    assert view.lead(None).key == "linguistic"  # the table has rows
+    assert view.lead("visual").key == "visual"  # unless asked
+    assert reading.caption(view.panels[0]) == "1 × 3 · no head has a score"
+    alone = reading.paragraphs(views.view({"visual": silent, "physical": files["physical"]}))
+    assert len(alone) == 3  # nothing to compare
+
+
 def test_a_note_of_the_scores_is_read_out() -> None:
     noted = scores_of(
         [[np.nan, np.nan]], higher=True, factor="linguistic", settings={"note": "prompt-blind: no effect"}
     )
     text = reading.paragraphs(views.view({"m.linguistic": noted}))[1]
     assert text == "Prompt-blind: no effect. No head has a score."
+
+
+@pytest.mark.parametrize("scale", ["shared", "panel", "rank"])
+def test_the_intervals_that_a_table_draws_fit_their_column(tmp_path: Path, scale: str) -> None:
+    scores = make_scores(higher=True)  # vision, vlm and expert
+    lows, highs = zip(*((t.low, t.high) for t in scores.towers.values()), strict=True)
+    ends = min(np.nanmin(g) for g in lows), max(np.nanmax(g) for g in highs)
+    run = make_run(tmp_path / "first")
+    drawn = overview._drawn(run, views.view({"knn": scores}, "all", scale), None, "light")
+    (column,) = (c for c in drawn["columns"] if c.get("cellRenderer") == "Interval")
+    shown = column["cellRendererParams"]["scale"]
+    assert (shown["low"], shown["high"]) == ends
+    of_file = headtable.columns({"knn": scores})[0].scale()
+    assert (of_file["low"], of_file["high"]) == ends
 
 
 def test_wishes_of_a_url_that_cannot_be_met_fall_back() -> None:

@@ -196,3 +196,42 @@ def test_what_is_missing_or_broken_is_said(tab: Tab, run: Run, site: Site) -> No
     spoil(make_footage(broken))
     tab.open(f"/watch?run={broken.name}", ready="text=This episode's footage cannot be read")
     assert "footage.json" in tab.page.inner_text("#page")
+
+
+def test_pictures_that_were_lost_on_the_line_come_later(tab: Tab, watched: Run) -> None:
+    open_at(tab, watched, "&heads=expert.L3H2")
+    tab.page.reload()
+    tab.page.wait_for_function("window.robosteer && robosteer.watchRetry")
+    tab.page.evaluate(  # before anything is fetched for the stage
+        """() => {
+            window.whole = window.fetch;
+            window.fetch = (url, ...more) => (
+                String(url).includes('/footage/')
+                    ? Promise.reject(new TypeError('line down')) : window.whole(url, ...more)
+            );
+        }"""
+    )
+    tab.page.wait_for_selector(
+        ".rs-transport [role=status]:has-text('pictures cannot be loaded (line down)')"
+    )
+    tab.page.wait_for_selector(".rs-tile-note:has-text('cannot be loaded (line down), asking again')")
+    tab.page.evaluate("() => { window.fetch = window.whole; }")
+    tab.page.wait_for_selector(".rs-transport [role=status]", state="hidden")
+    painted(tab, 0)
+    assert tab.page.inner_text(".rs-tile-note") == ""
+    assert brightest(tab, 0, 0) == looked_at(3, 2, 0, "front")
+    seen = tab.page.evaluate(
+        """() => {
+            const tile = robosteer.watch.tiles[0];
+            return robosteer.watch.scene.cameras.map((c) => Boolean(robosteer.watch.frames(tile.info, c).get(0)));
+        }"""
+    )
+    assert seen == [True, True]
+
+
+def test_space_belongs_to_the_control_that_has_the_focus(tab: Tab, watched: Run) -> None:
+    open_at(tab, watched, "&heads=expert.L3H2")
+    tab.page.focus("#watch-frames-export")
+    tab.page.keyboard.press("Space")
+    tab.page.wait_for_selector("text=Numbers, JSON >> visible=true")
+    assert not tab.page.evaluate("robosteer.watch.playing")
