@@ -5,6 +5,7 @@ does not fit: every tensor of the file must be one of the network's and the othe
 """
 
 import contextlib
+import copy
 import io
 import logging
 import sys
@@ -33,7 +34,7 @@ CONTROL_RATE = 30.0
 
 
 def read_config(directory: Path) -> Any:
-    """LeRobot's configuration. To LeRobot, and in what it saves, all is on the CPU, which every robot has."""
+    """LeRobot's configuration. To LeRobot all is on the CPU here: who needs the policy elsewhere moves it."""
     for name in (WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
         if not (directory / name).is_file():
             raise UsageError(f"{directory} is no LeRobot policy: it has no {name}")
@@ -137,11 +138,20 @@ def save(policy: "LeRobotPolicy", target: Path) -> None:
     with whole_directory(target) as fresh:
         with quiet():
             policy.module.save_pretrained(fresh)
-        save_processors(policy, fresh)
+        save_settings(policy, fresh)
 
 
-def save_processors(policy: "LeRobotPolicy", directory: Path) -> None:
+def save_settings(policy: "LeRobotPolicy", directory: Path, **changes: Any) -> None:
+    """config.json and the processors. `changes` are other values of settings of config.json.
+
+    The configuration names no device: LeRobot then takes the best of the robot's, and of a named one it would not.
+    A processor has to name one, and LeRobot's programs replace it by the policy's.
+    """
+    config = copy.copy(policy.module.config)
+    for name, value in {"device": None, **changes}.items():
+        setattr(config, name, value)
     with quiet():
+        config.save_pretrained(directory)
         policy.preprocessor.save_pretrained(directory)
         policy.postprocessor.save_pretrained(directory)
 

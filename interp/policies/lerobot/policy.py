@@ -5,7 +5,6 @@ beside the weights (renaming, tokens, normalisation), actions through the post-p
 given noise; when a policy is loaded, its chunk on one observation is compared with the one LeRobot's code computes.
 """
 
-import copy
 import hashlib
 import json
 import warnings
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from interp.errors import UsageError, unknown
 from interp.policies.dead import dead_heads
 from interp.policies.lerobot.architecture import Architecture
-from interp.policies.lerobot.files import CONTROL_RATE, save, save_processors
+from interp.policies.lerobot.files import CONTROL_RATE, save, save_settings
 from interp.policies.preprocessing import start_of, states_of
 from interp.policies.protocol import Batch, Block, Observation, Prefix, Readout
 from interp.policies.spec import PolicySpec, TowerSpec
@@ -151,10 +150,7 @@ class LeRobotPolicy:
 
     def beside_adapter(self, directory: Path) -> str:
         """Writes what `make_policy` reads beside a PEFT adapter; the name that it will load the base by."""
-        save_processors(self, directory)
-        config = copy.deepcopy(self.module.config)
-        config.use_peft = True
-        config.save_pretrained(directory)
+        save_settings(self, directory, use_peft=True)
         source = Path(self.source)
         return str(source.resolve()) if source.is_dir() else self.source
 
