@@ -24,7 +24,7 @@ from interp.errors import UsageError, unknown
 from interp.policies.dead import dead_heads
 from interp.policies.lerobot.architecture import Architecture
 from interp.policies.lerobot.files import CONTROL_RATE, save, save_settings
-from interp.policies.preprocessing import start_of, states_of
+from interp.policies.preprocessing import FILE, start_of, states_of
 from interp.policies.protocol import Batch, Block, Observation, Prefix, Readout
 from interp.policies.spec import PolicySpec, TowerSpec
 
@@ -54,13 +54,28 @@ class LeRobotPolicy:
     """A `Policy` (see ../protocol.py)."""
 
     def __init__(
-        self, architecture: Architecture, preprocessor: Any, postprocessor: Any, source: str = "memory"
+        self,
+        architecture: Architecture,
+        preprocessor: Any,
+        postprocessor: Any,
+        source: str = "memory",
+        cameras: Sequence[str] | None = None,
     ) -> None:
+        """`cameras` are those that the robot has, of the configuration's; None: all. Others are as LeRobot has them
+        that are not in an observation: masked where there is a mask."""
         self.architecture = architecture
         self.module: Any = architecture.module.eval().requires_grad_(False)
         self.preprocessor, self.postprocessor = preprocessor, postprocessor
         self.source = source
-        self._keys = {camera_of(key): key for key in self.module.config.image_features if _EMPTY not in key}
+        known = {camera_of(key): key for key in self.module.config.image_features if _EMPTY not in key}
+        for camera in cameras or ():
+            if camera not in known:
+                raise UsageError(
+                    f"{source}: cameras in {FILE}: {camera!r} is none of the policy's ({', '.join(known)}): name those "
+                    "of them that the robot has"
+                )
+        self._keys = {camera: key for camera, key in known.items() if cameras is None or camera in cameras}
+        self.absent = tuple(camera for camera in known if camera not in self._keys)
         step = next((s for s in preprocessor.steps if isinstance(s, TokenizerProcessorStep)), None)
         if step is None or not self._keys:
             raise UsageError(f"{source}: its pre-processor has no tokenizer, or its config no cameras")
@@ -115,6 +130,8 @@ class LeRobotPolicy:
         defining = [_defining(self.module.config.__dict__), *(_defining(step.get_config()) for step in steps)]
         vocabulary = sorted(self._tokenizer_step.input_tokenizer.get_vocab().items())
         digest.update(json.dumps([defining, vocabulary], sort_keys=True, default=str).encode())
+        if self.absent:
+            digest.update(json.dumps([*self._keys]).encode())
         tensors = [*sorted(self.module.state_dict().items())]
         tensors += [pair for step in steps for pair in sorted(step.state_dict().items())]
         for name, tensor in tensors:
@@ -185,6 +202,7 @@ class LeRobotPolicy:
             raise UsageError(
                 f"observation lacks camera {missing[0]!r}: the policy needs {', '.join(spec.cameras)}, "
                 f"the observation has {', '.join(observation.images) or 'none'}"
+                f"{spec.without_camera(observation.images)}"
             )
         if len(observation.state) != spec.state_dim:
             raise UsageError(f"state has {len(observation.state)} numbers: the policy needs {spec.state_dim}")
