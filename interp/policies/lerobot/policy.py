@@ -216,7 +216,7 @@ class LeRobotPolicy:
         raw[STATE] = torch.tensor(np.asarray(observation.state), dtype=torch.float32)
         found = self.preprocessor({**raw, "task": observation.instruction})
         if found[TOKENS].shape[1] >= self._tokenizer_step.max_length:
-            self._check_not_cut(observation.instruction, found[TOKENS])
+            self._check_not_cut(observation.instruction, found["task"])
         self._warn_of_unknown(observation.instruction, found)
         return {
             name: value.to(self._device) if isinstance(value, Tensor) else value
@@ -234,13 +234,13 @@ class LeRobotPolicy:
                 f"instruction {instruction!r} has words that the policy does not know", stacklevel=4
             )
 
-    def _check_not_cut(self, instruction: str, tokens: Tensor) -> None:
-        """LeRobot's tokenizer cuts long instructions without a word."""
+    def _check_not_cut(self, instruction: str, tokenised: Sequence[str]) -> None:
+        """LeRobot's tokenizer cuts long prompts without a word. PI0.5's hold the state, too, and end with `Action:`."""
         limit, tokenizer = self._tokenizer_step.max_length, self._tokenizer_step.input_tokenizer
-        count = len(tokenizer(instruction)["input_ids"])
+        count = max(len(tokenizer(prompt)["input_ids"]) for prompt in tokenised)
         if count > limit:
             raise UsageError(
-                f"instruction {instruction!r} has {count} tokens: the policy takes at most {limit}"
+                f"instruction {instruction!r} makes a prompt of {count} tokens: the policy takes at most {limit}"
             )
 
     def _padded_tokens(self, tokens: Tensor) -> Tensor:
