@@ -119,6 +119,7 @@ class Demonstrations:
                 raise UsageError(
                     f"demonstrations {self.path} lack camera {camera!r}: the policy needs "
                     f"{', '.join(spec.cameras)}, the data has {', '.join(self.cameras) or 'none'}"
+                    f"{spec.without_camera(self.cameras)}"
                 )
         for kind, needed, found in (
             ("state", spec.state_dim, self.state.shape[1]),

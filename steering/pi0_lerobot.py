@@ -198,7 +198,11 @@ def tokenizer_name(policy: PI0Policy, directory: Path, given: str | None) -> str
 
 def _notes(policy: PI0Policy, observations: Sequence[Observation], tokenizer: str) -> Iterator[str]:
     if policy.preprocessing.acts_in_deltas:
-        yield "the policy acts in deltas, which LeRobot knows from 0.5.1 on; older ones refuse its settings"
+        yield (
+            "the policy acts in deltas, which LeRobot knows from 0.5.1 on (older ones refuse its settings); "
+            "lerobot-rollout needs --inference.type=rtc for them (with its default, sync, 0.6.1 stops), "
+            "or serve it with LeRobot's policy server"
+        )
     elif policy.preprocessing.images == "openpi":  # as in pi0_openpi.py
         yield (
             "if its configuration in openpi has DeltaActions (extra_delta_transform, Aloha), the robot would move "

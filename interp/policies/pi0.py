@@ -124,6 +124,7 @@ class PI0Policy:
                 raise UsageError(
                     f"observation lacks camera {missing[0]!r}: the policy needs {', '.join(spec.cameras)}, "
                     f"the observation has {', '.join(observation.images) or 'none'}"
+                    f"{spec.without_camera(observation.images)}"
                 )
             if len(observation.state) != spec.state_dim:
                 raise UsageError(

@@ -106,8 +106,8 @@ def _of_lerobot(
         "state_dim": dims["state"],
         "action_dim": dims["action"],
         "max_tokens": about.get("tokenizer_max_length", _MAX_TOKENS),
-        "execute": about.get("n_action_steps", 1),
         "norm": _normalizers(directory, normalizer, dims),
+        **({"execute": about["n_action_steps"]} if "n_action_steps" in about else {}),
         "prompt_suffix": "\n" if "pi0_new_line_processor" in steps else "",
         # What 0.5 brought, but for its first release: the border and this setting.
         "images": "lerobot-0.5" if "use_relative_actions" in about else "lerobot",
@@ -156,7 +156,6 @@ def _of_openpi(
         "cameras": list(CAMERAS),
         "image_size": 224,
         "max_tokens": _MAX_TOKENS,
-        "execute": about.get("action_horizon", 1),
         "prompt_suffix": "\n",
         "clean_prompt": True,
         "images": "openpi",
@@ -207,7 +206,7 @@ def _merged(
         for kind in ("state", "action"):  # published statistics are often padded
             dim, numbers = data[f"{kind}_dim"], norm[kind].items()
             norm[kind] = {name: v[:dim] if isinstance(v, list | tuple) else v for name, v in numbers}
-        data["execute"] = min(data["execute"], config.chunk_size)
+        data["execute"] = min(data.get("execute", config.chunk_size), config.chunk_size)
         return Preprocessing.from_json({**data, "norm": norm})
     except UsageError:
         raise

@@ -8,7 +8,8 @@ pos           position within one tower's own sequence: vision counts patches of
 token         position in the whole sequence prefix + suffix that the expert attends to
 """
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -156,6 +157,14 @@ class PolicySpec:
     patches: tuple[int, int] | None = None
     """The vision tower's patch grid, where it is finer than that of an image's tokens."""
     anchor: Anchor = "centre"
+
+    def without_camera(self, has: Collection[str]) -> str:
+        """What to do where only the cameras `has` are there, if one of the policy's is: the end of an error's line."""
+        there = [camera for camera in self.cameras if camera in has]
+        if not there:
+            return ""
+        said = json.dumps({"cameras": there})
+        return f"; if the robot has no other, write {said} into robosteer.json in the policy's directory"
 
     def tower(self, name: str) -> TowerSpec:
         if name not in self.towers:

@@ -346,6 +346,15 @@ def test_a_chunk_length_is_not_guessed(openpi: Path) -> None:
         load_policy(openpi)
 
 
+@pytest.mark.parametrize("converted", [True, False])
+def test_openpis_robots_carry_out_whole_chunks(source: Path, tmp_path: Path, converted: bool) -> None:
+    """Unless robosteer.json says otherwise; openpi's trainer writes no file that does."""
+    directory = as_openpi(source, tmp_path / "openpi", converted)
+    assert load_policy(directory).spec.execute == 6
+    edit_json(directory / "robosteer.json", execute=2)
+    assert load_policy(directory).spec.execute == 2
+
+
 def test_pi05_is_refused_by_name(openpi: Path) -> None:
     edit_weights(openpi, lambda t: t.update({"time_mlp_in.weight": torch.ones(2)}))
     with pytest.raises(UsageError, match=r"pi0\.5"):

@@ -191,7 +191,7 @@ def _pi05(parts: Path, changes: dict[str, Any]) -> tuple[Any, ...]:
     from lerobot.policies.pi05.modeling_pi05 import PI05Policy
     from lerobot.policies.pi05.processor_pi05 import make_pi05_pre_post_processors
 
-    return _pi(PI05Policy, PI05Config, make_pi05_pre_post_processors, parts, changes, tokens=36)
+    return _pi(PI05Policy, PI05Config, make_pi05_pre_post_processors, parts, changes, tokens=64)
 
 
 def _pi(

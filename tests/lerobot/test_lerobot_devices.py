@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 import torch
 from elsewhere import second_device
+from lerobot.configs import policies
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.processor import DeviceProcessorStep
 
 from interp.capture import capture
 from interp.demos import Demonstrations
@@ -59,7 +63,7 @@ def test_a_policy_is_the_same_there(
 def test_what_is_saved_there_names_no_device_of_this_machine(
     directories: dict[str, Path], family: str, policy: Policy, device: str, tmp_path: Path
 ) -> None:
-    """A robot without that device could not load it."""
+    """LeRobot would refuse a device that the robot lacks, or stay on the CPU that was named."""
     there = load_policy(directories[family], device)
     there.normalise_actions(torch.zeros(1, there.spec.action_dim).to(device))
     there.save(tmp_path / "there")
@@ -67,8 +71,29 @@ def test_what_is_saved_there_names_no_device_of_this_machine(
     for file in (tmp_path / "here").iterdir():
         if file.name != "model.safetensors":
             assert (tmp_path / "there" / file.name).read_bytes() == file.read_bytes()
-    assert json.loads((tmp_path / "there/config.json").read_text())["device"] == "cpu"
+    assert json.loads((tmp_path / "there/config.json").read_text())["device"] is None
     assert load_policy(tmp_path / "there").fingerprint == policy.fingerprint
+
+
+def test_on_the_robot_lerobot_takes_the_best_device(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lerobot-record and lerobot-rollout run the policy, and what leads to it, where its configuration says."""
+    monkeypatch.setattr(policies, "auto_select_torch_device", lambda: torch.device("meta"))
+    policy.save(tmp_path / "merged")
+    (tmp_path / "adapter").mkdir()
+    policy.beside_adapter(tmp_path / "adapter")
+    for directory in (tmp_path / "merged", tmp_path / "adapter"):
+        config = PreTrainedConfig.from_pretrained(str(directory))
+        assert config.device == "meta"
+        pre, _ = make_pre_post_processors(
+            config,
+            pretrained_path=str(directory),
+            preprocessor_overrides={"device_processor": {"device": config.device}},
+        )
+        assert {s.device for s in pre.steps if isinstance(s, DeviceProcessorStep)} == {"meta"}
+        assert config.use_peft is (directory.name == "adapter")
+    assert policy.module.config.device == "cpu"
 
 
 def test_a_network_that_was_moved_takes_its_observations_along(

@@ -105,6 +105,13 @@ def test_an_instruction_that_would_be_cut(smolvla: Policy, seen: list[Observatio
         smolvla.batch([Observation(seen[0].images, seen[0].state, "pick " * 20)])
 
 
+def test_a_prompt_that_the_state_makes_too_long(loaded: dict[str, Policy], seen: list[Observation]) -> None:
+    """PI0.5 writes the state behind the instruction, and cut off would be what asks for an action."""
+    words = "pick up the red cube and place it in the bowl " * 5  # 55 of 64 tokens: alone it would fit
+    with pytest.raises(UsageError, match=r"makes a prompt of \d\d tokens: the policy takes at most 64"):
+        loaded["pi05"].batch([Observation(seen[0].images, seen[0].state, words)])
+
+
 def test_saving_over_what_is_no_policy(smolvla: Policy, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("do not lose me")
     with pytest.raises(UsageError, match="not a policy"):

@@ -175,6 +175,15 @@ def test_whoever_gets_a_policy_that_openpi_trained_is_told_of_deltas(
     assert ("DeltaActions" in (tmp_path / "out/README.md").read_text()) is warned
 
 
+@pytest.mark.usefixtures("at_once")
+def test_whoever_gets_a_policy_of_deltas_is_told_how_lerobot_runs_it(
+    tuned: Any, observations: list[Observation], tmp_path: Path
+) -> None:
+    tuned.preprocessing = replace(tuned.preprocessing, delta_actions=(True, *[False] * 6))
+    done = export(tuned, tmp_path / "out", observations, BASE, form="lerobot")
+    assert any("--inference.type=rtc" in note and "0.5.1" in note for note in done.notes)
+
+
 def network(config: PI0Config) -> Network:
     """Of a policy that is only a configuration: the released one has 3 billion numbers."""
     one = TowerSpec((8,), 1, 8)

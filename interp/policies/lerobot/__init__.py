@@ -40,7 +40,7 @@ def load(directory: Path, kind: str, device: "str | torch.device", source: str) 
             f"{directory} is a LeRobot policy ({kind}), and LeRobot is not installed here: "
             "use the environment of `make setup-lerobot`, or pip install 'robosteer[lerobot]'"
         )
-    from interp.policies.lerobot.files import read_config, read_network, read_processors
+    from interp.policies.lerobot.files import read_cameras, read_config, read_network, read_processors
     from interp.policies.lerobot.policy import LeRobotPolicy
     from interp.policies.lerobot.statistics import check
     from interp.runs import read_json
@@ -53,10 +53,11 @@ def load(directory: Path, kind: str, device: "str | torch.device", source: str) 
             f"{beside}: delta_actions is for pi0 in the core environment; LeRobot, which is installed here, would run "
             f"this {kind} without adding the state: use an environment without LeRobot, or take delta_actions out"
         )
+    cameras = read_cameras(directory)
     pre, post = read_processors(directory, config)
     check(pre, post, source)
     module = read_network(directory, config, device)
-    return LeRobotPolicy(families[kind](module), pre, post, source)
+    return LeRobotPolicy(families[kind](module), pre, post, source, cameras)
 
 
 def installed() -> bool:

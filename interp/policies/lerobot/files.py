@@ -5,7 +5,9 @@ does not fit: every tensor of the file must be one of the network's and the othe
 """
 
 import contextlib
+import copy
 import io
+import json
 import logging
 import sys
 import warnings
@@ -21,7 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from interp.errors import UsageError
-from interp.runs import whole_directory
+from interp.policies.preprocessing import FILE
+from interp.runs import read_json, whole_directory, write_json
 
 if TYPE_CHECKING:
     from interp.policies.lerobot.policy import LeRobotPolicy
@@ -33,7 +36,7 @@ CONTROL_RATE = 30.0
 
 
 def read_config(directory: Path) -> Any:
-    """LeRobot's configuration. To LeRobot, and in what it saves, all is on the CPU, which every robot has."""
+    """LeRobot's configuration. To LeRobot all is on the CPU here: who needs the policy elsewhere moves it."""
     for name in (WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
         if not (directory / name).is_file():
             raise UsageError(f"{directory} is no LeRobot policy: it has no {name}")
@@ -66,6 +69,17 @@ def read_network(directory: Path, config: Any, device: str | torch.device) -> An
         module = _built(get_policy_class(config.type), config)
         _fill(module, load_file(directory / WEIGHTS), directory)
         return module.to(device)
+
+
+def read_cameras(directory: Path) -> tuple[str, ...] | None:
+    """Those that the robot has, where robosteer.json says so; None: all of the configuration's."""
+    file = directory / FILE
+    found = read_json(file).get("cameras") if file.is_file() else None
+    if found is None:
+        return None
+    if not isinstance(found, list) or not found or not all(isinstance(camera, str) for camera in found):
+        raise UsageError(f"{file}: cameras must be a list of names, at least one, not {json.dumps(found)}")
+    return tuple(found)
 
 
 @contextlib.contextmanager
@@ -137,13 +151,26 @@ def save(policy: "LeRobotPolicy", target: Path) -> None:
     with whole_directory(target) as fresh:
         with quiet():
             policy.module.save_pretrained(fresh)
-        save_processors(policy, fresh)
+        save_settings(policy, fresh)
 
 
-def save_processors(policy: "LeRobotPolicy", directory: Path) -> None:
+def save_settings(policy: "LeRobotPolicy", directory: Path, **changes: Any) -> None:
+    """config.json, the processors, and robosteer.json if the robot lacks a camera of the configuration's.
+
+    `changes` are other values of settings of config.json.
+
+    The configuration names no device: LeRobot then takes the best of the robot's, and of a named one it would not.
+    A processor has to name one, and LeRobot's programs replace it by the policy's.
+    """
+    config = copy.copy(policy.module.config)
+    for name, value in {"device": None, **changes}.items():
+        setattr(config, name, value)
     with quiet():
+        config.save_pretrained(directory)
         policy.preprocessor.save_pretrained(directory)
         policy.postprocessor.save_pretrained(directory)
+    if policy.absent:
+        write_json(directory / FILE, {"cameras": list(policy.spec.cameras)})
 
 
 @contextlib.contextmanager

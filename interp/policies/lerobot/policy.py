@@ -5,7 +5,6 @@ beside the weights (renaming, tokens, normalisation), actions through the post-p
 given noise; when a policy is loaded, its chunk on one observation is compared with the one LeRobot's code computes.
 """
 
-import copy
 import hashlib
 import json
 import warnings
@@ -24,8 +23,8 @@ from torch import Tensor, nn
 from interp.errors import UsageError, unknown
 from interp.policies.dead import dead_heads
 from interp.policies.lerobot.architecture import Architecture
-from interp.policies.lerobot.files import CONTROL_RATE, save, save_processors
-from interp.policies.preprocessing import start_of, states_of
+from interp.policies.lerobot.files import CONTROL_RATE, save, save_settings
+from interp.policies.preprocessing import FILE, start_of, states_of
 from interp.policies.protocol import Batch, Block, Observation, Prefix, Readout
 from interp.policies.spec import PolicySpec, TowerSpec
 
@@ -55,13 +54,28 @@ class LeRobotPolicy:
     """A `Policy` (see ../protocol.py)."""
 
     def __init__(
-        self, architecture: Architecture, preprocessor: Any, postprocessor: Any, source: str = "memory"
+        self,
+        architecture: Architecture,
+        preprocessor: Any,
+        postprocessor: Any,
+        source: str = "memory",
+        cameras: Sequence[str] | None = None,
     ) -> None:
+        """`cameras` are those that the robot has, of the configuration's; None: all. Others are as LeRobot has them
+        that are not in an observation: masked where there is a mask."""
         self.architecture = architecture
         self.module: Any = architecture.module.eval().requires_grad_(False)
         self.preprocessor, self.postprocessor = preprocessor, postprocessor
         self.source = source
-        self._keys = {camera_of(key): key for key in self.module.config.image_features if _EMPTY not in key}
+        known = {camera_of(key): key for key in self.module.config.image_features if _EMPTY not in key}
+        for camera in cameras or ():
+            if camera not in known:
+                raise UsageError(
+                    f"{source}: cameras in {FILE}: {camera!r} is none of the policy's ({', '.join(known)}): name those "
+                    "of them that the robot has"
+                )
+        self._keys = {camera: key for camera, key in known.items() if cameras is None or camera in cameras}
+        self.absent = tuple(camera for camera in known if camera not in self._keys)
         step = next((s for s in preprocessor.steps if isinstance(s, TokenizerProcessorStep)), None)
         if step is None or not self._keys:
             raise UsageError(f"{source}: its pre-processor has no tokenizer, or its config no cameras")
@@ -116,6 +130,8 @@ class LeRobotPolicy:
         defining = [_defining(self.module.config.__dict__), *(_defining(step.get_config()) for step in steps)]
         vocabulary = sorted(self._tokenizer_step.input_tokenizer.get_vocab().items())
         digest.update(json.dumps([defining, vocabulary], sort_keys=True, default=str).encode())
+        if self.absent:
+            digest.update(json.dumps([*self._keys]).encode())
         tensors = [*sorted(self.module.state_dict().items())]
         tensors += [pair for step in steps for pair in sorted(step.state_dict().items())]
         for name, tensor in tensors:
@@ -151,10 +167,7 @@ class LeRobotPolicy:
 
     def beside_adapter(self, directory: Path) -> str:
         """Writes what `make_policy` reads beside a PEFT adapter; the name that it will load the base by."""
-        save_processors(self, directory)
-        config = copy.deepcopy(self.module.config)
-        config.use_peft = True
-        config.save_pretrained(directory)
+        save_settings(self, directory, use_peft=True)
         source = Path(self.source)
         return str(source.resolve()) if source.is_dir() else self.source
 
@@ -189,6 +202,7 @@ class LeRobotPolicy:
             raise UsageError(
                 f"observation lacks camera {missing[0]!r}: the policy needs {', '.join(spec.cameras)}, "
                 f"the observation has {', '.join(observation.images) or 'none'}"
+                f"{spec.without_camera(observation.images)}"
             )
         if len(observation.state) != spec.state_dim:
             raise UsageError(f"state has {len(observation.state)} numbers: the policy needs {spec.state_dim}")
@@ -202,7 +216,7 @@ class LeRobotPolicy:
         raw[STATE] = torch.tensor(np.asarray(observation.state), dtype=torch.float32)
         found = self.preprocessor({**raw, "task": observation.instruction})
         if found[TOKENS].shape[1] >= self._tokenizer_step.max_length:
-            self._check_not_cut(observation.instruction, found[TOKENS])
+            self._check_not_cut(observation.instruction, found["task"])
         self._warn_of_unknown(observation.instruction, found)
         return {
             name: value.to(self._device) if isinstance(value, Tensor) else value
@@ -220,13 +234,13 @@ class LeRobotPolicy:
                 f"instruction {instruction!r} has words that the policy does not know", stacklevel=4
             )
 
-    def _check_not_cut(self, instruction: str, tokens: Tensor) -> None:
-        """LeRobot's tokenizer cuts long instructions without a word."""
+    def _check_not_cut(self, instruction: str, tokenised: Sequence[str]) -> None:
+        """LeRobot's tokenizer cuts long prompts without a word. PI0.5's hold the state, too, and end with `Action:`."""
         limit, tokenizer = self._tokenizer_step.max_length, self._tokenizer_step.input_tokenizer
-        count = len(tokenizer(instruction)["input_ids"])
+        count = max(len(tokenizer(prompt)["input_ids"]) for prompt in tokenised)
         if count > limit:
             raise UsageError(
-                f"instruction {instruction!r} has {count} tokens: the policy takes at most {limit}"
+                f"instruction {instruction!r} makes a prompt of {count} tokens: the policy takes at most {limit}"
             )
 
     def _padded_tokens(self, tokens: Tensor) -> Tensor:
