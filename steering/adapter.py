@@ -37,7 +37,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from interp.devices import exactly
-from interp.errors import UsageError
+from interp.errors import Failure, UsageError
 from interp.heads import Head
 from interp.policies import Policy
 from interp.runs import read_json, write_atomic
@@ -117,6 +117,20 @@ class Adapter:
                 "export it merged"
             )
         return cls(changes, whole)
+
+    def sums(self, base: Policy, tuned: Policy) -> dict[str, Float[Tensor, "d_out d_in"]]:
+        """The weights W + dW of the changed Linears in float32, before a merge into `base` rounds them to `tuned`'s."""
+        found = {}
+        for name, low_rank in self.changes.items():
+            old, new = (policy.module.get_parameter(f"{name}.weight").detach() for policy in (base, tuned))
+            change = low_rank.change.to(old.device)
+            found[name] = old.float() + change
+            if not _is_rounding(found[name] - new.float(), old, change):
+                raise Failure(
+                    f"{name}: the base's weight and the adapter's change are not {tuned.source}'s weight: "
+                    "this is no adapter of it"
+                )
+        return found
 
     @property
     def parameters(self) -> int:
@@ -280,7 +294,11 @@ def _explained(old: Tensor, change: Float[Tensor, "d_out d_in"], kept: LowRank) 
         return None
     direction = exactly(kept.change)
     scale = float((exactly(change) * direction).sum() / (direction * direction).sum())
-    rounding = torch.finfo(old.dtype).eps * float((old.abs() + change.abs()).max())
-    if float((change - scale * kept.change).abs().max()) > 2 * rounding:
-        return None
-    return kept.scaled(scale)
+    return kept.scaled(scale) if _is_rounding(change - scale * kept.change, old, change) else None
+
+
+def _is_rounding(rest: Tensor, old: Tensor, change: Float[Tensor, "d_out d_in"]) -> bool:
+    """Whether a merge into `old` may have lost `rest`: a last digit of each weight, and float32's of the product."""
+    sizes = old.detach().float().abs() + change.abs()
+    single = 2 * torch.finfo(torch.float32).eps * sizes.max()
+    return bool((rest.abs() <= torch.finfo(old.dtype).eps * sizes + single).all())

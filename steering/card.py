@@ -67,15 +67,17 @@ def make_card(
     frames: int,
     difference: float,
     notes: Sequence[str] = (),
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """The card of a verified export: `policy` is the fingerprint of the policy that it acts as, `notes` what whoever
-    receives it has to know."""
+    receives it has to know, `precision` what it was verified in where that is not its own."""
+    verified = {"frames": frames, "largest_difference": difference}
     card = {
         **_portable(provenance),
         "schema": SCHEMA,
         "policy": policy,
         "form": form,
-        "verified": {"frames": frames, "largest_difference": difference},
+        "verified": {**verified, "precision": precision} if precision else verified,
         "created": now(),
     }
     return {**card, "notes": list(notes)} if notes else card
@@ -139,9 +141,10 @@ def _facts(card: Mapping[str, Any]) -> list[str]:
         counts = "; ".join(f"{group} {n:,}" for group, n in parameters.items())
         lines.append(f"- trainable parameters: {sum(parameters.values()):,} ({counts})")
     verified = card["verified"]
+    precision = f" in {verified['precision']}" if "precision" in verified else ""
     lines.append(
         f"- verified: reloaded in a fresh process, actions on {verified['frames']} frames within "
-        f"{verified['largest_difference']:.1e}"
+        f"{verified['largest_difference']:.1e}{precision}"
     )
     return lines + [f"- note: {note}" for note in card.get("notes", ())]
 

@@ -37,6 +37,7 @@ def export(a: Namespace) -> None:
         )
     size = sum(file.stat().st_size for file in done.directory.rglob("*") if file.is_file()) / 2**20
     agree = f"{done.frames} frames agree within {done.difference:.1e}"
+    agree += f" in {done.precision}" if done.precision else ""
     print(f"{done.directory}: {a.format}, {size:.1f} MB; reloaded, {agree}")
     for note in done.notes:
         print(f"  note: {note}")

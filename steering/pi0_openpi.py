@@ -104,5 +104,10 @@ def _notes(policy: PI0Policy, asset: str) -> Iterator[str]:
         yield "openpi ends an instruction with a new line, which this policy was trained without"
     if precision(policy.module) == "bfloat16":
         yield "openpi keeps norms and projections in float32: actions differ by bfloat16's rounding"
+    else:  # policy_config.py: to_bfloat16_for_selected_params("bfloat16"), whatever the file holds
+        yield (
+            "openpi casts to bfloat16 what it loads, norms and projections excepted: its actions differ from this "
+            "float32 policy's by bfloat16's rounding"
+        )
     if not about.clean_prompt:
         yield "openpi makes spaces of an instruction's underscores and line breaks; this policy was trained without"

@@ -1,6 +1,7 @@
 """The other half of an export: load the exported directory in a fresh process and say what it does.
 
-An adapter is put on its base there, by PEFT alone; one for LeRobot's pi0 after its names are changed back.
+An adapter is put on its base there, by PEFT alone; one for LeRobot's pi0 after its names are changed back. If the base
+is of less precision than float32, it is asked once as it is and once in float32 (steering/precision.py).
 
 `python -m steering.verify REQUEST REPLY` is started by steering/export.py. Nothing of the exporting process
 is left here: no module objects, no caches, no wrapped layers, only the files that a robot would get.
@@ -28,6 +29,7 @@ from interp.errors import Failure
 from interp.policies import Observation, Policy, load_policy
 from steering.adapter import put_on
 from steering.pi0_adapter import in_transformers_names
+from steering.precision import is_rounded
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Answer:
 
     fingerprint: str
     chunks: Float[np.ndarray, "frame horizon action"]
+    in_float32: Float[np.ndarray, "frame horizon action"] | None = None
+    """The same, computed in float32: of adapters whose base has less precision."""
 
 
 def chunks_of(
@@ -87,7 +91,8 @@ def ask_fresh_process(
                 f"a fresh process (exit status {child.returncode}) could not use {directory}: {said}"
             )
         with np.load(reply, allow_pickle=False) as arrays_back:
-            return Answer(str(arrays_back["fingerprint"]), arrays_back["chunks"])
+            single = arrays_back.get("in_float32")
+            return Answer(str(arrays_back["fingerprint"]), arrays_back["chunks"], single)
 
 
 def _absolute(name: str | None) -> str | None:
@@ -110,12 +115,28 @@ def main() -> None:
             }
             observations.append(Observation(images, arrays[f"{i}/state"], instruction))
     torch.set_num_threads(about["threads"])  # sums are split by thread: same number, same rounding
-    policy = load_policy(about["base"] or about["directory"], about["device"])
-    if about["base"]:
-        with in_transformers_names(about["directory"]) as directory:
-            put_on(policy, directory)
-    chunks = chunks_of(policy, observations, about["seed"])
-    np.savez(arguments.reply, fingerprint=np.array(policy.fingerprint), chunks=chunks)
+    answer = answer_of(about["directory"], observations, about["seed"], about["base"], about["device"])
+    chunks: dict[str, Any] = {"chunks": answer.chunks}
+    if answer.in_float32 is not None:
+        chunks["in_float32"] = answer.in_float32
+    np.savez(arguments.reply, fingerprint=np.array(answer.fingerprint), **chunks)
+
+
+def answer_of(
+    directory: str | Path, observations: Sequence[Observation], seed: int, base: str | None, device: str
+) -> Answer:
+    """What `ask_fresh_process` answers, computed by this process."""
+    policy = load_policy(base or directory, device)
+    if base is None:
+        return Answer(policy.fingerprint, chunks_of(policy, observations, seed))
+    fingerprint = policy.fingerprint
+    with in_transformers_names(directory) as readable:
+        put_on(policy, readable)
+    chunks = chunks_of(policy, observations, seed)
+    if not is_rounded(policy):
+        return Answer(fingerprint, chunks)
+    policy.module.float()
+    return Answer(fingerprint, chunks, chunks_of(policy, observations, seed))
 
 
 if __name__ == "__main__":

@@ -279,6 +279,17 @@ def test_half_precision_acts_as_lerobot_and_openpi_compute_it(
     assert 0 < np.abs(again - half).max() <= 2 * np.abs(half - full).max()
 
 
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(("form", "told"), [("lerobot", False), ("openpi", True)])
+def test_that_openpi_casts_what_is_float32_is_said(
+    form: Any, told: bool, tuned: Any, observations: list[Observation], tmp_path: Path
+) -> None:
+    """Its create_trained_policy casts whatever the file holds; LeRobot computes in what its config.json says."""
+    done = export(tuned, tmp_path / "out", observations, BASE, form=form)
+    assert any("openpi casts to bfloat16 what it loads" in note for note in done.notes) == told
+    assert any("bfloat16" in note for note in done.notes) == told
+
+
 # ---- refusals
 
 
