@@ -123,7 +123,8 @@ def export(
             notes = openpi_directory(pi0, fresh, observations, names.asset or target.name)
             return _Draft(acts_as=as_they_compute(pi0, fresh), notes=notes)
         policy.save(fresh)
-        return _Draft()
+        fit = getattr(policy, "fit_cameras", None)  # of a policy whose robot's program goes by their sizes
+        return _Draft(notes=() if fit is None else fit(fresh, observations))
 
     return _export(form, policy, target, write, observations, provenance, seed, overwrite)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from interp.errors import UsageError
 from interp.policies.preprocessing import FILE
+from interp.policies.protocol import Observation
 from interp.runs import read_json, whole_directory, write_json
 
 if TYPE_CHECKING:
@@ -171,6 +172,31 @@ def save_settings(policy: "LeRobotPolicy", directory: Path, **changes: Any) -> N
         policy.postprocessor.save_pretrained(directory)
     if policy.absent:
         write_json(directory / FILE, {"cameras": list(policy.spec.cameras)})
+
+
+def fit_cameras(policy: "LeRobotPolicy", directory: Path, seen: Observation) -> tuple[str, ...]:
+    """Names in config.json the sizes of the cameras of `seen`; answers with notes for whoever gets the directory.
+
+    LeRobot's policy server stretches images to those sizes before the network letterboxes them, which it is trained
+    on alone. A training that starts from a base keeps the base's sizes (256 x 256 of smolvla_base), and squares are
+    then what the server makes of a 4:3 camera.
+    """
+    if policy.spec.anchor == "stretch":  # the sizes are all that such a network has its square from
+        return ()
+    config = read_json(directory / CONFIG)
+    changed = []
+    for camera, key in policy.keys.items():
+        feature, size = config["input_features"][key], list(seen.images[camera].shape[:2])
+        if feature["shape"][-2:] != size:
+            feature["shape"] = [3, *size]
+            changed.append(f"{camera} {size[0]} x {size[1]}")
+    if not changed:
+        return ()
+    write_json(directory / CONFIG, config)
+    return (
+        f"config.json has the cameras' sizes as demonstrated ({', '.join(changed)}): LeRobot's policy server stretches "
+        "images to these before the network letterboxes them; for cameras of another shape, change them there",
+    )
 
 
 @contextlib.contextmanager

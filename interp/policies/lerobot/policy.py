@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from interp.errors import UsageError, unknown
 from interp.policies.dead import dead_heads
 from interp.policies.lerobot.architecture import Architecture
-from interp.policies.lerobot.files import CONTROL_RATE, save, save_settings
+from interp.policies.lerobot.files import CONTROL_RATE, fit_cameras, save, save_settings
 from interp.policies.preprocessing import FILE, start_of, states_of
 from interp.policies.protocol import Batch, Block, Observation, Prefix, Readout
 from interp.policies.spec import PolicySpec, TowerSpec
@@ -74,10 +74,10 @@ class LeRobotPolicy:
                     f"{source}: cameras in {FILE}: {camera!r} is none of the policy's ({', '.join(known)}): name those "
                     "of them that the robot has"
                 )
-        self._keys = {camera: key for camera, key in known.items() if cameras is None or camera in cameras}
-        self.absent = tuple(camera for camera in known if camera not in self._keys)
+        self.keys = {camera: key for camera, key in known.items() if cameras is None or camera in cameras}
+        self.absent = tuple(camera for camera in known if camera not in self.keys)
         step = next((s for s in preprocessor.steps if isinstance(s, TokenizerProcessorStep)), None)
-        if step is None or not self._keys:
+        if step is None or not self.keys:
             raise UsageError(f"{source}: its pre-processor has no tokenizer, or its config no cameras")
         self._tokenizer_step = step
         # Adds to actions the last state that it has seen; before LeRobot 0.5 there is none.
@@ -93,7 +93,7 @@ class LeRobotPolicy:
         self.spec = self._spec(dead_heads(self))
 
     def _spec(self, dead: Mapping[str, tuple[tuple[int, int], ...]]) -> PolicySpec:
-        config, cameras = self.module.config, tuple(self._keys)
+        config, cameras = self.module.config, tuple(self.keys)
         layout = self.architecture.layout(cameras)
         towers = {}
         for name, stack in self.architecture.towers().items():
@@ -131,7 +131,7 @@ class LeRobotPolicy:
         vocabulary = sorted(self._tokenizer_step.input_tokenizer.get_vocab().items())
         digest.update(json.dumps([defining, vocabulary], sort_keys=True, default=str).encode())
         if self.absent:
-            digest.update(json.dumps([*self._keys]).encode())
+            digest.update(json.dumps([*self.keys]).encode())
         tensors = [*sorted(self.module.state_dict().items())]
         tensors += [pair for step in steps for pair in sorted(step.state_dict().items())]
         for name, tensor in tensors:
@@ -170,6 +170,10 @@ class LeRobotPolicy:
         save_settings(self, directory, use_peft=True)
         source = Path(self.source)
         return str(source.resolve()) if source.is_dir() else self.source
+
+    def fit_cameras(self, directory: Path, observations: Sequence[Observation]) -> tuple[str, ...]:
+        """Gives what was saved there the cameras of these observations; notes for whoever gets it."""
+        return fit_cameras(self, directory, observations[0])
 
     # ---- observations
 
@@ -211,7 +215,7 @@ class LeRobotPolicy:
                 torch.tensor(observation.images[camera]), "height width c -> c height width"
             ).float()
             / 255
-            for camera, key in self._keys.items()
+            for camera, key in self.keys.items()
         }
         raw[STATE] = torch.tensor(np.asarray(observation.state), dtype=torch.float32)
         found = self.preprocessor({**raw, "task": observation.instruction})
