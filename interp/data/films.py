@@ -21,6 +21,8 @@ _OPEN = 8
 _CACHE_BYTES = 64 * 2**20
 _AHEAD = 1.0
 """Seconds that are decoded rather than sought: about where a seek, which starts at a key frame, gets cheaper."""
+_SAME = 1e-4
+"""Seconds by which a frame may miss a time and be taken without a look at the next one: LeRobot's tolerance."""
 
 
 class Films:
@@ -61,7 +63,7 @@ class Films:
 
 
 class _Stream:
-    """One open file, and the frame at which it stands."""
+    """One open file, the frame at which it stands, and the one before if it was decoded."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -69,32 +71,40 @@ class _Stream:
         if not self.container.streams.video:
             raise UsageError(f"{file} has no video in it")
         self.video = self.container.streams.video[0]
+        self.before: av.VideoFrame | None = None
         self.here: av.VideoFrame | None = None
         self.frames: Iterator[av.VideoFrame] = iter(())
 
     def at(self, time: float, tolerance: float) -> Image:
-        here = self.here.time if self.here is not None else None
-        if here is None or not here - tolerance <= time <= here + _AHEAD:
+        first = self.before or self.here
+        if first is None or self.here is None or not first.time - _SAME <= time <= self.here.time + _AHEAD:
             self._seek(time, tolerance)
-        while self.here is None or self.here.time < time - tolerance:
-            frame = next(self.frames, None)
-            if frame is None:
-                end = f"it ends at {self.here.time:.3f} s" if self.here is not None else "it has no frames"
-                self.here = None
-                raise UsageError(f"{self.file} has no frame at {time:.3f} s: {end}")
-            self.here = frame
-        if self.here.time > time + tolerance:
-            raise UsageError(
-                f"{self.file} has no frame at {time:.3f} s: the nearest is at {self.here.time:.3f} s"
-            )
-        return self.here.to_ndarray(format="rgb24")
+        ended = False
+        while self.here is not None and self.here.time < time - _SAME:
+            following = next(self.frames, None)
+            if ended := following is None:
+                break
+            self.before, self.here = self.here, following
+        found = self._nearest(time)
+        if found is None:
+            raise UsageError(f"{self.file} has no frame at {time:.3f} s: it has no frames")
+        if abs(found.time - time) > tolerance:
+            where = "it ends at" if ended else "the nearest is at"
+            raise UsageError(f"{self.file} has no frame at {time:.3f} s: {where} {found.time:.3f} s")
+        return found.to_ndarray(format="rgb24")
+
+    def _nearest(self, time: float) -> av.VideoFrame | None:
+        """Of two equally near the earlier, by distances in float32: as LeRobot's `decode_video_frames` chooses."""
+        near = [frame for frame in (self.before, self.here) if frame is not None]
+        return min(near, key=lambda frame: abs(np.float32(frame.time) - np.float32(time)), default=None)
 
     def _seek(self, time: float, tolerance: float) -> None:
         """Stand at the key frame before `time`, or at an earlier one where pictures are stored out of order."""
+        self.before = None
         for back in (0.0, 1.0, 10.0, time):
             offset = max(0, round((time - back - tolerance) / float(self.video.time_base or 1)))
             self.container.seek(offset, stream=self.video, backward=True)
             self.frames = self.container.decode(self.video)
             self.here = next(self.frames, None)
-            if self.here is None or self.here.time <= time + tolerance or back == time:
+            if self.here is None or self.here.time <= time + _SAME or offset == 0:
                 return

@@ -24,10 +24,12 @@ def write_dataset(
     episodes_per_file: int = 2,
     codec: str | None = None,
     group: int = 2,
+    film_fps: float | None = None,
 ) -> Path:
     """Each episode: {"task": str, "state": [T, d], "action": [T, a], "images": {camera: u8 [T, h, w, 3]}}.
 
-    With a `codec` images go to films, `group` pictures to a key frame, all episodes of a data file in one.
+    With a `codec` images go to films, `group` pictures to a key frame, all episodes of a data file in one; of
+    `film_fps` instead of `fps` pictures a second, if the images of an episode are that many.
     """
     all_cameras = list(episodes[0]["images"])
     cameras = [] if codec else all_cameras
@@ -83,7 +85,7 @@ def write_dataset(
         for camera in all_cameras if codec else []:
             film = path / f"videos/observation.images.{camera}/chunk-000/file-{number:03d}.mp4"
             shown = [e["images"][camera] for e in episodes[first : first + episodes_per_file]]
-            _film(film, np.concatenate(shown), fps, str(codec), group)
+            _film(film, np.concatenate(shown), film_fps or fps, str(codec), group)
     (path / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(metas), path / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
     pq.write_table(
@@ -94,11 +96,15 @@ def write_dataset(
         f"observation.images.{camera}": {
             "dtype": "video" if codec else "image",
             "shape": list(episodes[0]["images"][camera].shape[1:]),
+            "names": ["height", "width", "channels"],
         }
         for camera in all_cameras
     }
     for name, key in (("observation.state", "state"), ("action", "action")):
-        features[name] = {"dtype": "float32", "shape": [episodes[0][key].shape[1]]}
+        features[name] = {"dtype": "float32", "shape": [episodes[0][key].shape[1]], "names": None}
+    for name in ("timestamp", "frame_index", "episode_index", "index", "task_index"):
+        dtype = "float32" if name == "timestamp" else "int64"
+        features[name] = {"dtype": dtype, "shape": [1], "names": None}
     info = {
         "codebase_version": "v3.0",
         "fps": fps,

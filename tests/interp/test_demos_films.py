@@ -78,6 +78,36 @@ def test_a_choice_of_episodes_shows_their_own_frames(dataset: Path) -> None:
     assert np.array_equal(demos.observation(40).images["wrist"], truth[5])
 
 
+@pytest.mark.parametrize("group", [2, 250])
+@pytest.mark.parametrize(("film_fps", "fps"), [(30, 10), (60, 15), (50, 25)])
+def test_of_a_film_with_more_pictures_than_data_the_nearest_are_shown(
+    film_fps: int, fps: int, group: int, tmp_path: Path
+) -> None:
+    """Also at the start of a later episode, where the picture before is another episode's."""
+    episodes = random_episodes((6, 8, 4), ("front",), size=64)
+    rng = np.random.default_rng(2)
+    for episode in episodes:
+        shown = len(episode["action"]) * film_fps // fps
+        blocks = rng.integers(0, 256, (shown, 8, 8, 3), np.uint8)
+        episode["images"]["front"] = blocks.repeat(8, axis=1).repeat(8, axis=2)
+    write_dataset(
+        tmp_path / "demos",
+        episodes,
+        fps,
+        episodes_per_file=3,
+        codec="libx264",
+        group=group,
+        film_fps=film_fps,
+    )
+    demos, truth = Demonstrations.open(tmp_path / "demos"), _decoded(tmp_path / "demos", "front")
+    rows = np.arange(len(demos))
+    for order in (rows, rows[::-1], rng.permutation(rows)):
+        demos = Demonstrations.open(tmp_path / "demos")
+        shown = [demos.observation(row).images["front"] for row in order.tolist()]
+        found = [int(np.abs(truth - image.astype(int)).sum((1, 2, 3)).argmin()) for image in shown]
+        assert found == (order * film_fps // fps).tolist()
+
+
 # ---- faults
 
 

@@ -19,6 +19,8 @@ pytest.importorskip(
 
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot_kit import video_codec
+from lerobot_writer import random_episodes
+from lerobot_writer import write_dataset as write_films
 
 from interp.data.check import problems
 from interp.data.copying import source_of
@@ -142,6 +144,24 @@ def test_lerobot_reads_what_we_write(ours: Path) -> None:
 
 def test_we_read_what_lerobot_writes(theirs: Path) -> None:
     same(Demonstrations.open(theirs), lerobot(theirs))
+
+
+@pytest.mark.parametrize(("film_fps", "fps"), [(30, 10), (60, 15), (50, 25), (30, 20), (24, 16)])
+def test_films_of_another_rate_show_what_lerobots_decoder_shows(
+    film_fps: int, fps: int, tmp_path: Path
+) -> None:
+    """The nearest picture; of two equally near (30 for 20, 24 for 16) the one that LeRobot chooses."""
+    rng = np.random.default_rng(2)
+    films = random_episodes((6, 8, 40), ("front",), size=64)
+    for episode in films:
+        shown = len(episode["action"]) * film_fps // fps
+        episode["images"]["front"] = rng.integers(0, 256, (shown, 64, 64, 3), np.uint8)
+    path = write_films(tmp_path / "films", films, fps, 3, "libx264", 10, film_fps)
+    dataset = lerobot(
+        path, tolerance_s=1.0
+    )  # of its own accord it refuses a picture that misses its time by 1e-4 s
+    for frame, observation in enumerate(Demonstrations.open(path).observations()):
+        assert np.array_equal(observation.images["front"], pixels(dataset[frame], "front")), frame
 
 
 def test_images_come_through_unchanged_and_videos_recognisable(ours: Path, episodes: list[dict]) -> None:
