@@ -217,4 +217,6 @@ def _notes(policy: PI0Policy, observations: Sequence[Observation], tokenizer: st
     if policy.preprocessing.clean_prompt:
         yield "LeRobot takes instructions as they are: write them without underscores and line breaks"
     if precision(policy.module) == "bfloat16":
-        yield "LeRobot keeps norms and projections in float32: actions differ by bfloat16's rounding"
+        tower = policy.module.model.vlm.vision_tower.encoder
+        also = "" if next(tower.parameters()).dtype == torch.float32 else ", and 0.6 all of vision"
+        yield f"LeRobot keeps norms and projections in float32{also}: actions differ by bfloat16's rounding"

@@ -7,6 +7,8 @@ it.
 
 Precision is that of the file. openpi and LeRobot compute in bfloat16 but keep three parts in float32 whatever the file
 holds: the first layers of vision, the norms of the Gemmas, and the projections of state, action and time. So do we.
+LeRobot 0.6 keeps all of vision in float32, up to the projector, and its files hold that: it stays so, and the Gemmas
+stay bfloat16.
 """
 
 import json
@@ -197,6 +199,8 @@ def _part(name: str) -> str:
         return "projections"
     if name.startswith("model.vlm.vision_tower.embeddings."):
         return "patches"
+    if name.startswith(("model.vlm.vision_tower.", "model.vlm.multi_modal_projector.")):
+        return "vision"
     gemma = name.startswith(("model.vlm.language_model.", "model.dit."))
     return "norms" if gemma and "norm." in name else "body"
 
@@ -207,12 +211,13 @@ def precisions(stored: Stored) -> dict[str, torch.dtype]:
     by_part: dict[str, set[torch.dtype]] = {}
     for name, place in stored.places.items():
         by_part.setdefault(_part(name), set()).add(place.dtype)
-    if len(by_part.get("body", ())) > 1:
+    body, vision = (by_part.get(part, set()) for part in ("body", "vision"))
+    if len(body) > 1 or (vision != body and vision != {torch.float32}):
         return dict.fromkeys(stored.places, torch.float32)
 
     def of(name: str, place: Place) -> torch.dtype:
         part = _part(name)
-        if part == "body" or (part == "norms" and not raised):
+        if part in ("body", "vision") or (part == "norms" and not raised):
             return place.dtype
         return torch.float32 if raised or len(by_part[part]) > 1 else place.dtype
 
@@ -227,9 +232,11 @@ def _body(stored: Stored) -> torch.dtype:
 def cast_between_parts(module: Any) -> None:
     """Lets parts of different precision follow each other, as openpi does. Where all is alike it changes nothing."""
     model = module.model
-    vision, body = model.vlm.vision_tower.embeddings, model.dit.layers[0].self_attn.q_proj
-    if vision.patch_embedding.weight.dtype != body.weight.dtype:
-        vision.register_forward_hook(partial(_leave_as, body))
+    tower, body = model.vlm.vision_tower, model.dit.layers[0].self_attn.q_proj
+    patches, vision = tower.embeddings, tower.encoder.layers[0].self_attn.q_proj
+    if patches.patch_embedding.weight.dtype != vision.weight.dtype:
+        patches.register_forward_hook(partial(_leave_as, vision))
+    # From vision to the words transformers casts by itself.
     if module.action_out_proj.weight.dtype != body.weight.dtype:
         module.embed_action_time.register_forward_hook(partial(_leave_as, body))
         module.action_out_proj.register_forward_pre_hook(_enter_as_weight)

@@ -183,6 +183,42 @@ def test_released_half_precision_is_computed_as_openpi_does(openpi: Path, tmp_pa
     torch.testing.assert_close(chunk(again), half, **CLOSE)
 
 
+def test_half_precision_of_lerobot_06_stays_what_it_is(lerobot: Path, tmp_path: Path) -> None:
+    """Its files hold float32 of vision up to the projector, and of the Gemmas' norms; in bfloat16 all else."""
+    exact = chunk(load_policy(lerobot))
+    # The selectors of LeRobot 0.6.1's to_bfloat16_for_selected_params, of its two Gemmas.
+    selectors = ("vision_tower", "multi_modal_projector", "input_layernorm", "post_attention_layernorm",
+                 "model.norm")  # fmt: skip
+    edit_weights(
+        lerobot,
+        lambda tensors: {
+            name: tensor.float() if any(each in name for each in selectors) else tensor.bfloat16()
+            for name, tensor in tensors.items()
+        },
+    )
+    policy = load_policy(lerobot)
+    dtypes = {name: tensor.dtype for name, tensor in policy.module.named_parameters()}
+    halves = {name.partition("layers.")[0] for name, dtype in dtypes.items() if dtype == torch.bfloat16}
+    assert halves == {
+        "model.vlm.language_model.", "model.vlm.language_model.embed_tokens.weight", "model.dit.",
+        "model.dit.embed_tokens.weight",
+    }  # fmt: skip
+    assert all(dtypes[name] == torch.float32 for name in dtypes if "vision" in name or "projector" in name)
+    assert dtypes["model.dit.layers.0.mlp.up_proj.weight"] == torch.bfloat16
+    assert policy.module.config.dtype == torch.bfloat16
+    half = chunk(policy)
+    assert 0 < (half - exact).abs().max() < 0.05 * exact.abs().max()
+    policy.save(tmp_path / "saved")
+    again = load_policy(tmp_path / "saved")
+    assert again.fingerprint == policy.fingerprint
+    torch.testing.assert_close(chunk(again), half, **CLOSE)
+    batch, noise = policy.batch(random_observations(2)), policy.noise(2, 0)
+    with torch.no_grad():
+        bare = policy.denoise(batch, noise)
+        found = Stage(policy, batch).denoise(noise, [*single(policy, "vision"), NOTHING])[-1]
+    assert torch.equal(found, bare[..., :7])
+
+
 def test_released_half_precision_is_hooked_swept_and_read_out(openpi: Path) -> None:
     edit_weights(openpi, lambda t: {name: tensor.bfloat16() for name, tensor in t.items()})
     policy = load_policy(openpi)
