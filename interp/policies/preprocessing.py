@@ -30,6 +30,10 @@ STD_FLOOR = 1e-8
 finite.
 """
 
+_NARROW = 2e-6
+"""Half the width of a range that has none. LeRobot divides by 1e-8, which as a mean and a std float32 cannot say, nor
+openpi, which adds 1e-6 to a std."""
+
 Images = Literal["pillow", "openpi", "lerobot", "lerobot-0.5"]
 """Who resizes an image that has not the network's size. All keep the aspect and centre.
 
@@ -62,9 +66,9 @@ class Statistics:
     @classmethod
     def of_range(cls, low: tuple[float, ...], high: tuple[float, ...]) -> "Statistics":
         """Those that map [low, high] to [-1, 1], which is how quantiles and extremes normalise. What never
-        changes is mapped to -1, as LeRobot does."""
-        centre = tuple((a + b) / 2 if a < b else a + 1 for a, b in zip(low, high, strict=True))
-        half = tuple((b - a) / 2 if a < b else 1.0 for a, b in zip(low, high, strict=True))
+        changes is mapped to -1, and back from anything to its value, as LeRobot does (up to `_NARROW`)."""
+        centre = tuple((a + b) / 2 if a < b else _just_above(a) for a, b in zip(low, high, strict=True))
+        half = tuple((b - a) / 2 if a < b else m - a for a, b, m in zip(low, high, centre, strict=True))
         return cls(centre, half, floor=0.0)
 
     def first(self, dims: int) -> "Statistics":
@@ -82,6 +86,12 @@ class Statistics:
     def invert(self, values: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
         values = _single(values)
         return values * (values.new_tensor(self.std) + self.floor) + values.new_tensor(self.mean)
+
+
+def _just_above(value: float) -> float:
+    """At a distance that float32 does not lose."""
+    single = np.float32(value)
+    return float(single + max(np.float32(_NARROW), np.spacing(abs(single))))
 
 
 def _single(values: Tensor) -> Tensor:

@@ -104,6 +104,20 @@ def test_preparation_is_saved_and_read_back(images: Images) -> None:
     assert Preprocessing.from_json(json.loads(json.dumps(odd.to_json()))) == odd
 
 
+def test_a_dimension_without_a_range_is_what_lerobot_makes_of_it() -> None:
+    """normalize_processor.py of 0.4.4 and 0.6.1, `_apply_transform`: the width of such a range is eps."""
+    value = torch.tensor([0.0, 1e-7, 0.01, 0.5, -0.5, 1.5707964, -3.2, 170.3, 2.0])
+    high, eps = value.clone(), 1e-8
+    high[-1] = 5.0  # which has one
+    width = torch.where(high == value, eps, high - value)
+    statistics = Statistics.of_range(tuple(value.tolist()), tuple(high.tolist()))
+    torch.testing.assert_close(statistics.apply(value), torch.full((9,), -1.0))
+    for said in (-1.0, -0.9, 0.0, 1.7):
+        lerobots = (torch.full((9,), said) + 1) / 2 * width + value
+        found = statistics.invert(torch.full((9,), said))
+        torch.testing.assert_close(found, lerobots, rtol=1e-6, atol=1e-5)
+
+
 def test_a_camera_that_is_left_out_is_as_one_that_is_masked(
     policy: Policy, tiny_policy_dir: Path, tmp_path
 ) -> None:

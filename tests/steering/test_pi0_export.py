@@ -25,6 +25,7 @@ from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.policies import Observation, load_policy
 from interp.policies.pi0_layouts import from_transformers
+from interp.policies.preprocessing import Statistics
 from interp.policies.spec import TowerSpec
 from interp.runs import Run
 from steering import export as export_module
@@ -161,6 +162,21 @@ def test_openpis_statistics_normalise_as_the_policy_does(
         assert np.array_equal(divisor, np.array(ours.std, np.float32) + np.float32(1e-8))
     assert "cameras as openpi's images: front is base_0_rgb, wrist is left_wrist_0_rgb" in done.notes
     assert any("action_horizon 6, asset_id me/robot" in note for note in done.notes)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("form", ["lerobot", "openpi"])
+def test_a_dimension_without_a_range_is_exported(
+    form: Any, tuned: Any, observations: list[Observation], tmp_path: Path
+) -> None:
+    """Of a policy with extremes or quantiles: as a mean and a std that both libraries' floors leave room for."""
+    low, high = ((0.5, *[end] * 7) for end in (-1.0, 2.0))
+    state, action = (Statistics.of_range(low[:dim], high[:dim]) for dim in (8, 7))
+    tuned.preprocessing = replace(tuned.preprocessing, state=state, action=action)
+    seen = [replace(each, state=np.r_[np.float32(0.5), each.state[1:]]) for each in observations]
+    export(tuned, tmp_path / "out", seen, BASE, form=form)
+    chunks = chunks_of(load_policy(tmp_path / "out"), seen, 0)
+    np.testing.assert_allclose(chunks[..., 0], 0.5, atol=1e-4)
 
 
 @pytest.mark.usefixtures("at_once")
