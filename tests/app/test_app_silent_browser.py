@@ -38,7 +38,10 @@ def test_a_silent_factor_leaves_the_page_usable(tab: Tab, run: Run) -> None:
 
 
 def test_a_server_that_stops_answering_locks_nothing(context: BrowserContext, run: Run, site: Site) -> None:
-    page = context.new_page()  # a console that complains is part of it
+    browser = context.browser
+    assert browser is not None
+    # of its own: a clock is every page's, and a console that complains is part of it
+    page = browser.new_page()
     page.clock.install()
     page.route("**/_dash-update-component*", lambda route: route.abort())
     page.goto(f"{site.address}/?run={run.name}")
