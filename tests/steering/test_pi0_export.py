@@ -7,7 +7,6 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from export_kit import answer_here
 from safetensors import safe_open
 from safetensors.torch import load_file
 from training_kit import HEADS, SMALL
-from transformers import PI0Config
 
 import robosteer
 from interp.capture import capture
@@ -26,13 +24,12 @@ from interp.errors import UsageError
 from interp.policies import Observation, load_policy
 from interp.policies.pi0_layouts import from_transformers
 from interp.policies.preprocessing import Statistics
-from interp.policies.spec import TowerSpec
 from interp.runs import Run
 from steering import export as export_module
 from steering import pi0_files
 from steering.export import ExportError, Names, export
 from steering.finetune import finetune
-from steering.pi0_files import Gemma, Network, Stock
+from steering.pi0_files import Gemma, Stock
 from steering.slices import attach
 from steering.verify import chunks_of
 
@@ -198,32 +195,6 @@ def test_whoever_gets_a_policy_of_deltas_is_told_how_lerobot_runs_it(
     tuned.preprocessing = replace(tuned.preprocessing, delta_actions=(True, *[False] * 6))
     done = export(tuned, tmp_path / "out", observations, BASE, form="lerobot")
     assert any("--inference.type=rtc" in note and "0.5.1" in note for note in done.notes)
-
-
-def network(config: PI0Config) -> Network:
-    """Of a policy that is only a configuration: the released one has 3 billion numbers."""
-    one = TowerSpec((8,), 1, 8)
-    spec = SimpleNamespace(towers={"vlm": one, "expert": one})
-    return Network.of(SimpleNamespace(module=SimpleNamespace(config=config), spec=spec))  # type: ignore[arg-type]
-
-
-def test_the_released_network_has_the_released_names() -> None:
-    """transformers' defaults are pi0's sizes."""
-    assert network(PI0Config()) == Network("gemma_2b", "gemma_300m", ())
-
-
-def test_no_other_network_has_them() -> None:
-    config = PI0Config()
-    config.vlm_config.vision_config.num_hidden_layers = 26
-    found = network(config)
-    assert found.vlm == "gemma-2048x18x16384x8x1x256"
-    assert found.unlike == ("vision siglip-1152x26x16x4304x14",)
-    config = PI0Config()
-    config.dit_config.num_hidden_layers = 17
-    assert network(config).unlike == ("expert gemma-1024x17x4096x8x1x256",)
-    config = PI0Config()
-    config.vlm_config.text_config.rope_parameters = {"rope_theta": 1e6, "rope_type": "default"}
-    assert network(config).unlike == ("vlm default rope 1000000.0, eps 1e-06, gelu_pytorch_tanh",)
 
 
 @pytest.mark.usefixtures("at_once")
