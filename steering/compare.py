@@ -98,13 +98,7 @@ def compare_entries(
         raise unknown("baseline", against, sorted({e.arm for e in entries}))
     if not pinned:
         notes.append("no result is called base: name a baseline with --against for differences")
-    groups: dict[tuple[str, str, str], list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault((entry.arm, entry.result.task, entry.result.suite), []).append(entry)
-    cells = {
-        key: Measured.of(group, _baseline(group, entries, pinned), notes) for key, group in groups.items()
-    }
-    cells = dict(sorted(cells.items(), key=lambda item: _place(item[1].entries[0])))
+    cells = _measure(entries, pinned, notes)
     arms = tuple(
         _arm(arm, {key: cell for key, cell in cells.items() if key[0] == arm})
         for arm in dict.fromkeys(
@@ -113,6 +107,23 @@ def compare_entries(
     )
     name = (against or "base") if pinned else None
     return Comparison(arms, tuple(cell.summary() for cell in cells.values()), name, tuple(notes))
+
+
+def measured(entries: Sequence[Entry], against: str) -> dict[tuple[str, str, str], Measured]:
+    """The cells by arm, task and suite, with their episodes: for means of one's own (`steering.cells.mean_of`)."""
+    return _measure(entries, _pinned(entries, against), [])
+
+
+def _measure(
+    entries: Sequence[Entry], pinned: set[str], notes: list[str]
+) -> dict[tuple[str, str, str], Measured]:
+    groups: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault((entry.arm, entry.result.task, entry.result.suite), []).append(entry)
+    cells = {
+        key: Measured.of(group, _baseline(group, entries, pinned), notes) for key, group in groups.items()
+    }
+    return dict(sorted(cells.items(), key=lambda item: _place(item[1].entries[0])))
 
 
 def _pinned(entries: Sequence[Entry], against: str) -> set[str]:

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from steering.compare import TRIALS, compare_entries
+from steering.cells import mean_of
+from steering.compare import TRIALS, measured
 from steering.results import IN_DOMAIN, Entry
 from steering.stats import Interval
 from steering.suites import FACTORS, GROUPS, SUITES
@@ -69,10 +70,10 @@ def contrast(
     entries: Iterable[Entry],
     arm: str,
     other: str,
-    where: str = IN_DOMAIN,
+    where: str | tuple[str, ...] = IN_DOMAIN,
     tasks: Sequence[str] | None = None,
 ) -> Contrast | None:
-    """`where` is a suite or one of `steering.compare.TRIALS`; None if the arms have nothing in common there."""
+    """`where` is a suite, several, or one of `steering.compare.TRIALS`; None if the arms share nothing there."""
     suites = _suites(where)
     ours = [
         e
@@ -87,26 +88,26 @@ def contrast(
         ours = [e for e in ours if _place(e) in shared]
     if {e.arm for e in ours} != {arm, other}:
         return None
-    compared = compare_entries(ours, against=other)
-    found = next(a for a in compared.arms if a.arm == arm)
-    mean = found.success if where == IN_DOMAIN else {**found.suites, **found.trials}.get(where)
+    cells = [cell for key, cell in measured(ours, other).items() if key[0] == arm]
+    mean = mean_of(cells)
     if mean is None or mean.difference is None:
         return None
-    cells = [c for c in compared.cells if c.arm == arm]
-    runs = max(c.runs for c in cells)
+    runs = max(len(cell.entries) for cell in cells)
     return Contrast(
         arm=arm,
         other=other,
-        where=where,
-        tasks=tuple(dict.fromkeys(c.task for c in cells)),
+        where=where if isinstance(where, str) else " + ".join(where),
+        tasks=tuple(dict.fromkeys(cell.task for cell in cells)),
         runs=runs,
-        n=sum(c.paired * c.runs for c in cells),
+        n=sum(cell.pair.treated.size for cell in cells if cell.pair),
         difference=mean.difference,
         one_draw=runs == 1 and any(e.result.arm == "random-k" for e in ours),
     )
 
 
-def _suites(where: str) -> tuple[str, ...]:
+def _suites(where: str | tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(where, tuple):
+        return where
     if where in FACTORS:
         return tuple(s.name for s in SUITES.values() if s.factor == where)
     if where in TRIALS:

@@ -126,6 +126,21 @@ def test_effects_that_are_there_are_found_with_their_size(found: dict[str, Claim
     assert 1 - 62 / 72 < saved.effect.value < 1 - 60 / 70 + 1e-9
 
 
+def test_all_that_the_paper_varies_is_one_comparison_and_a_part_of_it_is_not(
+    found: dict[str, Claim], entries: list[Entry]
+) -> None:
+    together = the(found, "aligned - lora, all 4")
+    assert together.effect is not None
+    assert together.effect.value == pytest.approx((3 * 0.2 - 0.2) / 4)
+    assert together.n == f"{4 * 5 * 2 * 40} (5 tasks x 2 seeds)"
+    alone = the(found, "aligned - lora, form").effect
+    assert alone is not None
+    assert together.effect.high - together.effect.low < alone.high - alone.low
+    partial = [e for e in entries if (e.arm, e.result.suite) != ("lora", "form")]
+    (missing,) = (c for c in claims.claims(partial, Path()) if c.compared == "aligned - lora, all 4")
+    assert missing.verdict == claims.NO_DATA
+
+
 def test_heads_are_the_tasks_unless_they_are_shared_beyond_chance(entries: list[Entry]) -> None:
     same = [
         replace(e, result=replace(e.result, heads=tuple(f"expert.L0H{i}" for i in range(8))))
