@@ -6,15 +6,16 @@ Numbers are those of `steering.compare`, whose words these are; intervals are of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 
 from interp.errors import UsageError
 from steering.results import Entry, Result
 from steering.stats import Interval, Outcomes, mean_bootstrap, paired_bootstrap, wilson
+
+Seeds = tuple[Hashable, ...]
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,16 @@ class Pair:
 
     treated: Outcomes
     baseline: Outcomes
-    matched: bool
-    """Whether row r of both was trained from the same seed."""
-    drawn: bool
-    """Whether one of them draws its heads: once a seed, whatever the task."""
+    trained: tuple[Seeds, Seeds]
+    """From which seeds the runs of both were trained."""
 
     @classmethod
     def of(cls, treated: Sequence[Entry], baseline: Sequence[Entry], seeds: Sequence[int]) -> Pair:
-        ours, theirs = ([_training(e) for e in entries] for entries in (treated, baseline))
-        matched = None not in ours and ours == theirs and len(set(ours)) == len(ours)
-        drawn = any(_draws(e) for e in (*treated, *baseline))
-        return cls(_outcomes(treated, seeds), _outcomes(baseline, seeds), matched, drawn)
+        return cls(
+            _outcomes(treated, seeds),
+            _outcomes(baseline, seeds),
+            (_trainings(treated, "treated"), _trainings(baseline, "baseline")),
+        )
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,17 @@ class Measured:
 
     @classmethod
     def of(cls, group: Sequence[Entry], baseline: Sequence[Entry], notes: list[str]) -> Measured:
-        group, baseline = (sorted(entries, key=_by_training) for entries in (group, baseline))
+        where = f"{group[0].arm} on {group[0].result.task} ({group[0].result.suite})"
+        ran = max(len(e.result.episodes) for e in group)
+        done, begun = _done(group)
+        if begun:
+            notes.append(f"{where}: a run with {begun} of {ran} episodes is left out until it has more")
+        group, baseline = (sorted(entries, key=_by_training) for entries in (done, _done(baseline)[0]))
         seeds = _shared_seeds(group)
         if not seeds:
             raise UsageError(
                 f"the runs of {group[0].arm} on {group[0].result.task} share no episode: evaluate all on the same seeds"
             )
-        ran = max(len(e.result.episodes) for e in group)
-        where = f"{group[0].arm} on {group[0].result.task} ({group[0].result.suite})"
         if len(seeds) < ran:
             notes.append(f"{where}: runs share {len(seeds)} of {ran} episodes, the others are left out")
         pair = None
@@ -132,7 +135,7 @@ def _difference(pair: Pair | None) -> Interval | None:
         return None
     if len(pair.treated) == len(pair.baseline) == 1:
         return paired_bootstrap(list(pair.treated[0]), list(pair.baseline[0]))
-    return mean_bootstrap([pair.treated], [pair.baseline], matched=[pair.matched])
+    return mean_bootstrap([pair.treated], [pair.baseline], seeds=[pair.trained])
 
 
 def mean_of(cells: Sequence[Measured], usual: Mapping[str, Measured] | None = None) -> Mean | None:
@@ -153,18 +156,24 @@ def _success(cells: Sequence[Measured]) -> Interval:
     """The bootstrap's interval, but nowhere tighter than the cells' Wilson intervals combined.
 
     Where no episode succeeds (or all do) there is nothing to resample, and a bootstrap would be sure of 0 %.
-    Independent margins add in squares (MOVER, Zou and Donner 2008); for one cell of one run that is its Wilson
-    interval.
+    Independent margins add in squares (MOVER, Zou and Donner 2008), those of cells that met the same layouts as they
+    are; for one cell of one run that is its Wilson interval.
     """
-    means = [float(cell.outcomes.mean()) for cell in cells]
-    known = [
-        wilson(round(m * len(cell.seeds)), len(cell.seeds)) for m, cell in zip(means, cells, strict=True)
-    ]
+    met = _layouts(cells)
+    known: dict[str, list[Interval]] = {}
+    for cell, layout in zip(cells, met, strict=True):
+        n = len(cell.seeds)
+        known.setdefault(layout, []).append(wilson(round(float(cell.outcomes.mean()) * n), n))
     if len(cells) == len(cells[0].entries) == 1:
-        return known[0]
-    drawn = mean_bootstrap([cell.outcomes for cell in cells], **_shared(cells, _draws(cells[0].entries[0])))
-    below = math.hypot(*(i.value - i.low for i in known)) / len(known)
-    above = math.hypot(*(i.high - i.value for i in known)) / len(known)
+        return known[met[0]][0]
+    drawn = mean_bootstrap(
+        [cell.outcomes for cell in cells],
+        layouts=met,
+        trainings=[cell.task for cell in cells],
+        seeds=[(_trainings(cell.entries, "treated"), ()) for cell in cells],
+    )
+    below = math.hypot(*(sum(i.value - i.low for i in alike) for alike in known.values())) / len(cells)
+    above = math.hypot(*(sum(i.high - i.value for i in alike) for alike in known.values())) / len(cells)
     return Interval(drawn.value, min(drawn.low, drawn.value - below), max(drawn.high, drawn.value + above))
 
 
@@ -176,29 +185,15 @@ def _differences(cells: Sequence[Measured], pairs: Sequence[Pair | None]) -> Int
     return mean_bootstrap(
         [p.treated for p in there],
         [p.baseline for p in there],
-        matched=[p.matched for p in there],
-        **_shared(cells, any(p.drawn for p in there)),
+        layouts=_layouts(cells),
+        trainings=[cell.task for cell in cells],
+        seeds=[p.trained for p in there],
     )
 
 
-class _Shared(TypedDict):
-    layouts: list[str]
-    trainings: list[str]
-
-
-def _shared(cells: Sequence[Measured], drawn: bool) -> _Shared:
-    """Cells that rolled out the same task met the same layouts; cells of one adapted task tried the same trainings.
-
-    Heads that were drawn at random are the same for all tasks of a seed, and so is their luck.
-    """
-    return {
-        "layouts": [cell.entries[0].result.condition["task"] for cell in cells],
-        "trainings": ["all" if drawn else cell.task for cell in cells],
-    }
-
-
-def _draws(entry: Entry) -> bool:
-    return entry.result.arm == "random-k"
+def _layouts(cells: Sequence[Measured]) -> list[str]:
+    """Cells that rolled out the same task met the same layouts."""
+    return [cell.entries[0].result.condition["task"] for cell in cells]
 
 
 def trial_of(result: Result) -> str | None:
@@ -212,6 +207,21 @@ def _training(entry: Entry) -> int | None:
     """The seed that it was trained from; None for what was not trained, or does not say."""
     seed: int | None = entry.result.settings.get("seed")
     return seed
+
+
+def _trainings(entries: Sequence[Entry], arm: str) -> Seeds:
+    """The seeds of an arm's runs; of runs that name none, or the same, names that no other arm has."""
+    seeds = [_training(e) for e in entries]
+    known = None not in seeds and len(set(seeds)) == len(seeds)
+    return tuple(seeds) if known else tuple(f"{arm} {run}" for run in range(len(entries)))
+
+
+def _done(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """All runs but those with less than a quarter of the longest one's episodes, and the most that one of them has:
+    an evaluation that has just begun would take nearly all of the others' episodes away."""
+    most = max((len(e.result.episodes) for e in entries), default=0)
+    begun = [len(e.result.episodes) for e in entries if 4 * len(e.result.episodes) < most]
+    return [e for e in entries if 4 * len(e.result.episodes) >= most], max(begun, default=0)
 
 
 def _by_training(entry: Entry) -> tuple[bool, int]:

@@ -10,7 +10,8 @@ from seed `seed0 + i`), so three questions arise:
   apart there is little to resample, so no interval of a difference is tighter than Newcombe's score interval of paired
   rates (method 10 of Statistics in Medicine 17, 1998): four failures against none are not yet a difference;
 - how well do they do on the whole? `mean_bootstrap`, a mean over strata (tasks, suites) that are given, not drawn:
-  episodes are resampled within each, and the luck of training is added where an arm was trained several times.
+  episodes are resampled within each, and the luck of training (`steering.luck`) is added where an arm was trained
+  several times.
 
 Axis names: episode, run (a training of the same recipe with another seed), resample. Rates and differences are
 fractions of one, differences are treated minus baseline.
@@ -19,17 +20,17 @@ fractions of one, differences are treated minus baseline.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
-from scipy.special import stdtrit
+from jaxtyping import Bool, Int
 
 from interp.errors import UsageError
+from steering.luck import Part, widest
 
 Outcomes = Bool[np.ndarray, "run episode"]
 
@@ -106,7 +107,7 @@ def mean_bootstrap(
     *,
     layouts: Sequence[Hashable] | None = None,
     trainings: Sequence[Hashable] | None = None,
-    matched: Sequence[bool] | None = None,
+    seeds: Sequence[tuple[Sequence[Hashable], Sequence[Hashable]]] | None = None,
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
@@ -115,49 +116,44 @@ def mean_bootstrap(
 
     Stratum k of both arms ran the same episodes in the same order. Strata weigh the same, whatever their size, and are
     not resampled: the interval speaks of these tasks, not of tasks as such. Episodes are resampled within a stratum,
-    for both arms and all their runs alike. The luck of training counts where an arm has several runs; with one run it
-    does not, and nothing here can make up for that.
-
-    Runs and episodes are crossed, and resampling both would count the chance of a single rollout three times (Owen,
-    arXiv 0712.1111). So the variance between runs comes from the analysis of variance: what the runs' means vary, less
-    what rollouts alone make them vary, at least 0. Each resample adds a normal draw of it, and as few runs know it
-    badly, the spread is widened as a t quantile is, with Satterthwaite's degrees of freedom (Biometrics Bulletin 1946).
+    for both arms and all their runs alike. The luck of training (`steering.luck`) is added where an arm has several
+    runs, as a normal draw a resample; with one run nothing here can make up for it.
 
     Strata are not always independent: under several suites the same layouts are met, and the same trainings are tried.
     Strata with equal `layouts` draw the same episodes, strata with equal `trainings` have the same luck; by default
-    every stratum is on its own. Where `matched`, run r of both arms had the same luck (a seed that gave both their
-    demonstrations): what all arms owe to a seed is no difference between them.
+    every stratum is on its own. `seeds` are those that the runs of both arms were trained from, by stratum. Runs of
+    the same seeds had the same demonstrations and are compared seed by seed: what both arms owe to a seed is no
+    difference between them. By default runs of unlike arms have nothing to do with each other.
     """
     if not treated or any(arm.size == 0 for arm in treated):
         raise UsageError("mean over strata: needs at least one stratum, each with at least one episode")
     if baseline is not None and [a.shape[1] for a in treated] != [b.shape[1] for b in baseline]:
         raise UsageError("mean over strata: both arms must have the same strata with the same episodes")
-    tail = _tail(confidence)
-    strata = _strata(treated, baseline, layouts, trainings, matched)
-    value = sum(float(part.mean()) for k in strata for part in k.parts.values()) / len(strata)
+    tail, strata = _tail(confidence), len(treated)
+    parts = [part for k in range(strata) for part in _parts(k, treated, baseline, layouts, trainings, seeds)]
+    value = sum(float(part.values.mean()) for part in parts) / strata
+    of_layout: dict[tuple[Hashable, int], Any] = {}
+    for part in parts:
+        met = part.layout, part.values.shape[1]
+        of_layout[met] = of_layout.get(met, 0.0) + part.values.mean(axis=0) / part.values.shape[1] / strata
     drawn = np.zeros(resamples)
-    streams: dict[Hashable, int] = {}
-    for stratum in strata:
-        episode = np.sum([part.mean(axis=0) for part in stratum.parts.values()], axis=0)
-        stream = streams.setdefault((stratum.layout, len(episode)), len(streams))
-        counts = _counts(len(episode), resamples, seed, stream)
-        drawn += (episode @ counts) / len(episode) / len(strata)
-    spread = 1.0
-    luck, freedom = _luck(strata)
-    if luck > 0:
-        of_episodes = float(drawn.var())
-        drawn += math.sqrt(luck) * np.random.default_rng([seed, len(streams)]).standard_normal(resamples)
-        freedom *= (1 + of_episodes / luck) ** 2
-        spread = float(stdtrit(freedom, 1 - tail)) / _quantile(confidence)
+    for stream, ((_, n), episode) in enumerate(of_layout.items()):
+        drawn += episode @ _counts(n, resamples, seed, stream)
+    of_episodes = float(drawn.var())
+    luck = widest(parts, strata, of_episodes, tail)
+    drawn += math.sqrt(luck.variance) * np.random.default_rng([seed, len(of_layout)]).standard_normal(
+        resamples
+    )
+    spread = luck.spread(of_episodes, tail) / _quantile(confidence)
     low, high = value + spread * (np.quantile(drawn, [tail, 1 - tail]) - value)
     if baseline is None:
         return Interval(value, max(float(low), 0.0), min(float(high), 1.0))
     groups: dict[Hashable, list[int]] = {}
-    for k, stratum in enumerate(strata):
-        groups.setdefault((stratum.layout, treated[k].shape[1]), []).append(k)
+    for k in range(strata):
+        groups.setdefault((layouts[k] if layouts else k, treated[k].shape[1]), []).append(k)
     margins = [
         np.array(_score_margins([treated[k] for k in group], [baseline[k] for k in group], confidence))
-        * (len(group) / len(strata))
+        * (len(group) / strata)
         for group in groups.values()
     ]
     below, above = np.sqrt(np.square(margins).sum(axis=0))
@@ -194,65 +190,29 @@ def _score_margins(
     return low, high
 
 
-@dataclass(frozen=True)
-class _Stratum:
-    """What is averaged: `parts` are [run, episode], the arms with their signs, or their difference where matched."""
-
-    parts: Mapping[str, Float[np.ndarray, "run episode"]]
-    layout: Hashable
-    training: Hashable
-
-
-def _strata(
+def _parts(
+    k: int,
     treated: Sequence[Outcomes],
     baseline: Sequence[Outcomes] | None,
     layouts: Sequence[Hashable] | None,
     trainings: Sequence[Hashable] | None,
-    matched: Sequence[bool] | None,
-) -> list[_Stratum]:
-    found = []
-    for k, arm in enumerate(treated):
-        parts: dict[str, Any] = {"treated": arm.astype(float)}
-        if baseline is not None:
-            other = baseline[k].astype(float)
-            if matched is not None and matched[k]:
-                if len(arm) != len(other):
-                    raise UsageError(
-                        f"mean over strata: {len(arm)} runs matched with {len(other)}: match equally many"
-                    )
-                parts = {"both": parts["treated"] - other}
-            else:
-                parts["baseline"] = -other
-        found.append(_Stratum(parts, layouts[k] if layouts else k, trainings[k] if trainings else k))
-    return found
-
-
-def _luck(strata: Sequence[_Stratum]) -> tuple[float, float]:
-    """Variance of the mean over strata through the luck of training, and the degrees of freedom of that estimate."""
-    runs: dict[Hashable, Any] = {}
-    rollouts: dict[Hashable, Any] = {}
-    for stratum in strata:
-        for which, part in stratum.parts.items():
-            if len(part) < 2:
-                continue
-            of_run, of_episode = part.mean(axis=1, keepdims=True), part.mean(axis=0, keepdims=True)
-            training = (which, stratum.training, len(part))
-            alone = (training, stratum.layout, part.shape[1])
-            runs[training] = runs.get(training, 0) + (of_run - part.mean()) / len(strata)
-            rollouts[alone] = rollouts.get(alone, 0) + (part - of_run - of_episode + part.mean()) / len(
-                strata
+    seeds: Sequence[tuple[Sequence[Hashable], Sequence[Hashable]]] | None,
+) -> list[Part]:
+    arms = {"treated": treated[k].astype(float)}
+    if baseline is not None:
+        arms["baseline"] = -baseline[k].astype(float)
+    of = [tuple(each) for each in seeds[k]] if seeds else [tuple(range(len(arm))) for arm in arms.values()]
+    for arm, labels in zip(arms.values(), of, strict=False):
+        if len(labels) != len(arm) or len(set(labels)) < len(arm):
+            raise UsageError(
+                f"mean over strata: {len(arm)} runs of seeds {list(labels)}: name each run's, once"
             )
-    between = [float((u**2).sum()) / len(u) / (len(u) - 1) for u in runs.values()]
-    chance = sum(
-        float((z**2).sum()) / z.size / max((len(z) - 1) * (z.shape[1] - 1), 1) for z in rollouts.values()
-    )
-    luck = sum(between) - chance
-    if luck <= 0:
-        return 0.0, math.inf
-    freedom = sum(between) ** 2 / sum(
-        v**2 / (len(u) - 1) for v, u in zip(between, runs.values(), strict=True)
-    )
-    return luck, freedom
+    if seeds and baseline is not None and of[0] == of[1]:
+        arms, of = {"both": arms["treated"] + arms["baseline"]}, of[:1]
+    return [
+        Part(which, values, labels, layouts[k] if layouts else k, trainings[k] if trainings else k)
+        for (which, values), labels in zip(arms.items(), of, strict=False)
+    ]
 
 
 @lru_cache(maxsize=32)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cells_kit import TASKS, N, outcomes, save
 from contrast import contrast
 
 import robosteer
@@ -14,47 +15,8 @@ from interp.errors import UsageError
 from steering import compare_figures, compare_report
 from steering.compare import compare
 from steering.episode import Episode
-from steering.results import Result, result_path, save_result
+from steering.results import Result, save_result
 from steering.stats import paired_bootstrap, wilson
-from steering.suites import SUITES
-
-TASKS = ("pick-cube", "cube-in-bowl")
-N = 40
-
-
-def outcomes(*what: object) -> np.ndarray:
-    """Made-up outcomes that depend on what is asked for alone."""
-    seed = [ord(letter) for letter in "/".join(map(str, what))]
-    return np.random.default_rng(seed).random(N) < 0.3 + 0.4 * ("aligned" in what)
-
-
-def save(
-    folder: Path, name: str, task: str, suite: str = "in-domain", won: Any = None, **changes: Any
-) -> np.ndarray:
-    """A result file, and its outcomes."""
-    known = SUITES[suite]
-    won = outcomes(name, task, suite) if won is None else np.array(won)
-    settings = {
-        "rolled_out": known.task or task,
-        **json.loads(json.dumps(dict(known.options))),
-        **changes.pop("settings", {}),
-    }
-    episodes = tuple(
-        Episode(i, bool(w), 20, None if w else ("dropped" if i % 3 else "time ran out"))
-        for i, w in enumerate(won)
-    )
-    result = Result(
-        **{
-            "name": name, "arm": name, "task": task, "policy": f"pi0-{name}-{task}", "episodes": episodes,
-            "settings": settings, "suite": suite, "factor": known.factor,
-            "trainable_parameters": {} if name == "base" else {"expert query rows": 768, "expert output columns": 256},
-            "seconds": {"train": 0.0 if name == "base" else 41.4, "evaluate": 60.0},
-            "peak_memory_mb": None if name == "base" else 611.0,
-            **changes,
-        }
-    )  # fmt: skip
-    save_result(result_path(folder, name, suite), result)
-    return won
 
 
 @pytest.fixture(scope="module")
@@ -140,19 +102,6 @@ def test_means_over_tasks_suites_and_pretraining_equal_plain_resampling(results:
     ]
     assert visual.drop.value == pytest.approx(np.mean(fell))
     assert set(aligned.trials) == {"visual", "linguistic", "pretraining"}
-
-
-def test_no_mean_is_surer_of_nothing_than_wilson(tmp_path: Path) -> None:
-    """No success in 2 x 40 episodes: the bootstrap has nothing to resample and would say 0 % to 0 %."""
-    for suite in ("in-domain", "lighting", "camera"):
-        save(tmp_path, "base", "pick-cube", suite, won=[False] * N)
-    (base,) = compare([tmp_path]).arms
-    assert base.success is not None
-    assert base.success.success == wilson(0, N)
-    visual = base.trials["visual"].success
-    assert (visual.value, visual.low) == (0, 0)
-    # of two cells, independent at best: between the interval of 80 episodes and that of 40
-    assert wilson(0, 2 * N).high < visual.high < wilson(0, N).high
 
 
 def test_costs_are_those_of_one_training(results: Path) -> None:
