@@ -40,6 +40,7 @@ import websockets
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.asyncio.server import serve as listen
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 
 from interp.errors import UsageError
 from interp.heads import Head
@@ -171,6 +172,8 @@ class PolicyServer:
                 if self._stopping.is_set():
                     await client.close(*STOPPED)
                     return
+                if client.state is not State.OPEN:  # it left while it waited; the loop's end says how
+                    continue
                 waited = time.perf_counter() - began
                 reply = await self._in_thread(self._infer, frame, count)
             timing = reply["server_timing"]

@@ -189,6 +189,38 @@ def test_clients_that_vanish_are_no_ones_problem(
     assert "Traceback" not in caplog.text
 
 
+def test_nothing_is_computed_for_clients_that_have_left(
+    policy: Policy, observations: list[Observation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three send and leave, two with a word and one without, while another's sample runs: the next robot waits for
+    that one alone."""
+    live, started, go, count = LivePolicy(policy), threading.Event(), threading.Event(), 0
+    sample = live.sample
+
+    def slow(*arguments: Any) -> np.ndarray:
+        nonlocal count
+        count += 1
+        started.set()
+        assert go.wait(20)
+        return sample(*arguments)
+
+    monkeypatch.setattr(live, "sample", slow)
+    body = pack(as_testbed(observations[0]))
+    with serving(policy, live=live) as port, ThreadPoolExecutor(2) as robots:
+        first = robots.submit(robot(port).infer, as_testbed(observations[0]))
+        assert started.wait(20)
+        for _ in range(2):
+            with connect(f"ws://127.0.0.1:{port}", compression=None) as client:
+                client.recv()
+                client.send(body)
+        with raw(port) as connection:
+            connection.sendall(b"\x82\xff" + len(body).to_bytes(8, "big") + b"\0" * 4 + body)
+        last = robots.submit(robot(port).infer, as_testbed(observations[1]))
+        threading.Timer(0.5, go.set).start()
+        assert first.result(20)["actions"].shape == last.result(20)["actions"].shape == (6, 7)
+    assert count == 2
+
+
 def test_a_policy_that_fails_is_an_error_without_traceback(
     policy: Policy, observations: list[Observation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
