@@ -115,8 +115,10 @@ class Reader:
         twice = [key for key in self.cameras.values() if list(self.cameras.values()).count(key) > 1]
         if twice:
             names = ", ".join(camera for camera, key in self.cameras.items() if key == twice[0])
+            first_of = {key: camera for camera, key in reversed(self.cameras.items())}
             raise UsageError(
-                f"layout {layout.name} gives {twice[0]} to cameras {names}: name the key of each, CAMERA=KEY"
+                f"layout {layout.name} gives {twice[0]} to cameras {names}: name the key of each that the robot has, "
+                f"CAMERA=KEY{spec.without_camera(first_of.values())}"
             )
         sent = sum(layout.state.values())
         if sent != spec.state_dim:

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -172,6 +173,22 @@ def test_cameras_and_the_prompt_can_be_named(policy: Policy) -> None:
         Reader("libero", policy.spec, cameras={"wrist": "observation/image"})
     with pytest.raises(UsageError, match="unknown layout 'aloha': known are droid, libero, testbed"):
         Reader("aloha", policy.spec)
+
+
+def test_a_camera_that_the_robot_lacks_is_to_be_left_out(policy: Policy) -> None:
+    """openpi masks a right wrist that is not there: the refusal says how to do the same, and that works."""
+    openpi = replace(policy.spec, cameras=("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"))
+    with pytest.raises(UsageError) as refused:
+        Reader("libero", openpi)
+    line = str(refused.value)
+    assert line.startswith(
+        "layout libero gives observation/wrist_image to cameras left_wrist_0_rgb, right_wrist_0_rgb: "
+        "name the key of each that the robot has, CAMERA=KEY; if the robot has no other, write {"
+    )
+    said = json.loads(line[line.index("{") : line.index("}") + 1])
+    assert said == {"cameras": ["base_0_rgb", "left_wrist_0_rgb"]}
+    wanted = Reader("libero", replace(openpi, cameras=tuple(said["cameras"]))).cameras
+    assert wanted == {"base_0_rgb": "observation/image", "left_wrist_0_rgb": "observation/wrist_image"}
 
 
 @pytest.mark.parametrize(
