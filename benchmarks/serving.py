@@ -2,7 +2,7 @@
 
 A server process and this one hold the same policy. Turn by turn, in one run, the same observation is sampled here and
 through openpi-client on loopback, with the same noise: the answers must be equal. Cases: an observation of the testbed
-(two 64 px cameras, 24 kB), of a DROID robot (two 224 px cameras, 301 kB; the resize is part of both sides), and the
+(two 64 px cameras, 24 kB), of a LIBERO robot (two 224 px cameras, 301 kB; the resize is part of both sides), and the
 testbed's again with eight heads switched off, on both sides.
 
 What serving adds is the round trip minus the sample in process: of the 95th percentiles (the claim, at most 3 ms), and
@@ -73,10 +73,9 @@ def observation(layout: str, rng: np.random.Generator) -> dict[str, Any]:
             "instruction": "pick up the cube",
         }
     return {
-        "observation/exterior_image_1_left": image(224),
-        "observation/wrist_image_left": image(224),
-        "observation/joint_position": rng.normal(size=7),
-        "observation/gripper_position": rng.random(1),
+        "observation/image": image(224),
+        "observation/wrist_image": image(224),
+        "observation/state": rng.normal(size=8),
         "prompt": "pick up the cube",
     }
 
@@ -134,7 +133,7 @@ def measure(n: int) -> dict[str, Any]:
     policy = load_policy(POLICY)
     heads = policy.spec.live_heads(["expert"])[:OFF]
     cases = {}
-    for layout in ("testbed", "droid"):
+    for layout in ("testbed", "libero"):
         with served(layout) as port:
             client = WebsocketClientPolicy("127.0.0.1", port)
             cases[layout] = summary(turns(policy, client, layout, n))

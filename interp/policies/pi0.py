@@ -145,7 +145,7 @@ class PI0Policy:
             "pixel_attention_mask": torch.ones(len(observations), len(spec.cameras), dtype=torch.bool),
             "input_ids": torch.cat([image_tokens, language], dim=1),
             "attention_mask": torch.cat([torch.ones_like(image_tokens), words], dim=1),
-            "state": self._padded(self.preprocessing.state.apply(states), self.module.config.max_state_dim),
+            "state": self._padded(self.normalise_state(states), self.module.config.max_state_dim),
         }
         return {name: tensor.to(self.module.device) for name, tensor in batch.items()}
 
@@ -321,6 +321,9 @@ class PI0Policy:
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         drawn = torch.randn(n, self.spec.horizon, self.spec.max_action_dim, generator=generator)
         return drawn.to(self.module.device, self._flow_dtype)
+
+    def normalise_state(self, state: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
+        return self.preprocessing.state.apply(state)
 
     def normalise_actions(
         self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None

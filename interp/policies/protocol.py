@@ -188,6 +188,11 @@ class Policy(Protocol):
 
     def noise(self, n: int, seed: int | torch.Generator) -> Float[Tensor, "batch horizon max_action_dim"]: ...
 
+    def normalise_state(self, state: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
+        """From the robot's units to what the network sees: standard deviations from the mean, where a policy
+        normalises by extremes or quantiles half their range from its middle, and without statistics the same."""
+        ...
+
     def normalise_actions(
         self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
     ) -> Float[Tensor, "batch *axes action"]:

@@ -1,9 +1,9 @@
 """Layouts: under which keys a kind of robot sends its observation.
 
-    droid     openpi's DROID client: two cameras, 7 joint positions and 1 gripper position
-    libero    openpi's LIBERO client: two cameras, a state of 8
-    testbed   an observation of our simulated tabletop, as gymnasium gives it
-    FILE.json another robot's: {"outside": key, "wrist": key, "state": {key: numbers, ...}, "prompt": key}
+    droid     openpi's DROID client: two cameras, 7 joint positions and 1 gripper position; 8 actions
+    libero    openpi's LIBERO client: two cameras, a state of 8; 7 actions
+    testbed   an observation of our simulated tabletop, as gymnasium gives it; 7 actions
+    FILE.json another robot's: {"outside": key, "wrist": key, "state": {key: numbers, ...}, "prompt": key, "actions": 7}
 
 A layout knows cameras by their role, a policy by its own names; `Reader` brings the two together once, when the
 server starts, and refuses a policy that the layout cannot feed. A policy's camera whose name says wrist or hand is
@@ -35,13 +35,15 @@ LONGEST_PROMPT = 4096
 @dataclass(frozen=True)
 class Layout:
     """Keys of an observation. A key may lead into maps: `images/front` is `{"images": {"front": ...}}`, unless the
-    whole text is a key itself, as openpi's are. `state` parts are joined in order."""
+    whole text is a key itself, as openpi's are. `state` parts are joined in order. `actions` is how many numbers the
+    robot takes a step; None: any. Robots whose states are equally long often differ in it."""
 
     name: str
     outside: str
     wrist: str
     state: Mapping[str, int]
     prompt: str = "prompt"
+    actions: int | None = None
 
 
 LAYOUTS = {
@@ -52,12 +54,14 @@ LAYOUTS = {
             outside="observation/exterior_image_1_left",
             wrist="observation/wrist_image_left",
             state={"observation/joint_position": 7, "observation/gripper_position": 1},
+            actions=8,
         ),
         Layout(
             "libero",
             outside="observation/image",
             wrist="observation/wrist_image",
             state={"observation/state": 8},
+            actions=7,
         ),
         Layout(
             "testbed",
@@ -65,13 +69,14 @@ LAYOUTS = {
             wrist="images/wrist",
             state={"state": 8},
             prompt="instruction",
+            actions=7,
         ),
     )
 }
 
 
 def layout_of(name: str) -> Layout:
-    """A layout by its name, or from a JSON file with the fields of `Layout`; a missing `prompt` is `prompt`."""
+    """A layout by its name, or from a JSON file with the fields of `Layout`; `prompt` and `actions` may be missing."""
     if name in LAYOUTS:
         return LAYOUTS[name]
     path = Path(name)
@@ -86,11 +91,14 @@ def layout_of(name: str) -> Layout:
             raise UsageError(
                 f"{path}: {key} is {found.get(key)!r}; it must be {'a map' if kind is dict else 'a key'}"
             )
-    if wrong := sorted(found.keys() - keys):
-        raise UsageError(f"{path}: {unknown('field of a layout', wrong[0], keys)}")
+    if wrong := sorted(found.keys() - keys - {"actions"}):
+        raise UsageError(f"{path}: {unknown('field of a layout', wrong[0], [*keys, 'actions'])}")
     for part, n in found["state"].items():
         if not isinstance(n, int) or n < 1:
             raise UsageError(f"{path}: state {part} is {n!r}; say how many numbers are under that key")
+    actions = found.get("actions", 1)
+    if not isinstance(actions, int) or actions < 1:
+        raise UsageError(f"{path}: actions is {actions!r}; say how many numbers the robot takes a step")
     return Layout(path.stem, **found)
 
 
@@ -106,6 +114,7 @@ class Reader:
     ) -> None:
         layout = layout_of(layout) if isinstance(layout, str) else layout
         self.layout, self.prompt = layout, prompt
+        _check_robot(layout, spec)
         for camera in cameras or {}:
             if camera not in spec.cameras:
                 raise unknown("camera of the policy", camera, spec.cameras)
@@ -115,14 +124,10 @@ class Reader:
         twice = [key for key in self.cameras.values() if list(self.cameras.values()).count(key) > 1]
         if twice:
             names = ", ".join(camera for camera, key in self.cameras.items() if key == twice[0])
+            first_of = {key: camera for camera, key in reversed(self.cameras.items())}
             raise UsageError(
-                f"layout {layout.name} gives {twice[0]} to cameras {names}: name the key of each, CAMERA=KEY"
-            )
-        sent = sum(layout.state.values())
-        if sent != spec.state_dim:
-            parts = ", ".join(f"{key} ({n})" for key, n in layout.state.items())
-            raise UsageError(
-                f"layout {layout.name} sends a state of {sent}, {parts}: the policy needs {spec.state_dim} numbers"
+                f"layout {layout.name} gives {twice[0]} to cameras {names}: name the key of each that the robot has, "
+                f"CAMERA=KEY{spec.without_camera(first_of.values())}"
             )
 
     def __call__(self, message: Mapping[str, Any]) -> Observation:
@@ -148,6 +153,22 @@ class Reader:
                 f"{key} is missing: layout {self.layout.name} needs it, the observation has {sent}"
             )
         return value
+
+
+def _check_robot(layout: Layout, spec: PolicySpec) -> None:
+    """Refuse a policy of a robot with another state or other actions."""
+    sent = sum(layout.state.values())
+    parts = ", ".join(f"{key} ({n})" for key, n in layout.state.items())
+    fix = "serve a policy of this robot, or choose the --layout of the policy's (docs/serve.md)"
+    if sent != spec.state_dim:
+        raise UsageError(
+            f"layout {layout.name} sends a state of {sent}, {parts}: the policy needs {spec.state_dim} numbers; {fix}"
+        )
+    if layout.actions not in (None, spec.action_dim):
+        raise UsageError(
+            f"layout {layout.name} is of a robot that takes {layout.actions} actions: the policy gives "
+            f"{spec.action_dim}; {fix}"
+        )
 
 
 def _key(layout: Layout, camera: str) -> str:

@@ -5,6 +5,10 @@
     server -> client   msgpack {"actions": [horizon, action] in robot units, "server_timing": {...}}
                        or, when something is wrong, one line of text, and the connection closes with 1011
 
+A state far from what the policy was trained on (interp/units.py) is sampled from, but said: in the log once a
+connection, and in each such reply as `state_far`, {dimension: {"value": in robot units, "distance": signed, in standard
+deviations}}, plain numbers that clients may ignore.
+
 `GET /healthz` answers OK. A frame above the limit closes the connection with 1009 before it is read, whatever else
 is wrong with a client ends with its connection: the server and all other clients go on. One inference runs at a
 time, in the order of arrival. SIGINT or SIGTERM lets the running sample reach its client, closes every connection
@@ -40,10 +44,12 @@ import websockets
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.asyncio.server import serve as listen
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.seeds import check_seed
+from interp.units import FarState, far_from_training
 from steering.card import base_name
 from steering.episode import noise_seed
 from steering.serving.layouts import Reader
@@ -140,7 +146,7 @@ class PolicyServer:
         log.info("%s connected", name)
         try:
             try:
-                await (self._control(client) if control else self._robot(client))
+                await (self._control(client) if control else self._robot(client, name))
             except UsageError as error:
                 await self._refuse(client, name, str(error))
             except websockets.ConnectionClosed:
@@ -160,9 +166,9 @@ class PolicyServer:
         await client.send(line)
         await client.close(WRONG)
 
-    async def _robot(self, client: ServerConnection) -> None:
+    async def _robot(self, client: ServerConnection, name: str) -> None:
         await client.send(pack(self.metadata()))
-        count, previous = 0, None
+        count, previous, warned = 0, None, False
         async for frame in client:
             began = time.perf_counter()
             if isinstance(frame, str):
@@ -171,8 +177,14 @@ class PolicyServer:
                 if self._stopping.is_set():
                     await client.close(*STOPPED)
                     return
+                if client.state is not State.OPEN:  # it left while it waited; the loop's end says how
+                    continue
                 waited = time.perf_counter() - began
-                reply = await self._in_thread(self._infer, frame, count)
+                reply, far = await self._in_thread(self._infer, frame, count)
+            if far and not warned:
+                others = f" ({len(far)} dimensions are far)" if len(far) > 1 else ""
+                log.warning("%s: %s%s", name, far[0], others)
+                warned = True
             timing = reply["server_timing"]
             timing["wait_ms"] = waited * 1e3
             if previous is not None:
@@ -182,17 +194,23 @@ class PolicyServer:
             await client.send(pack(reply))
             count, previous = count + 1, time.perf_counter() - began
 
-    def _infer(self, frame: bytes, count: int) -> dict[str, Any]:
+    def _infer(self, frame: bytes, count: int) -> tuple[dict[str, Any], list[FarState]]:
         message = unpack(frame)
         began = time.perf_counter()
         seed, step = _whole(message, SEED, self.settings.seed), _whole(message, STEP, count)
-        actions = self.live.sample(self.reader(message), noise_seed(seed, step))
+        observation = self.reader(message)
+        actions = self.live.sample(observation, noise_seed(seed, step))
         if not np.isfinite(actions).all():
             raise UsageError(
                 "the policy answers with numbers that are not finite: nothing was sent to the robot"
             )
+        far = far_from_training(self.live.policy, observation.state)
         reply = {"actions": actions, "server_timing": {"infer_ms": (time.perf_counter() - began) * 1e3}}
-        return reply | ({"heads_off": [str(head) for head in self.live.off]} if self.live.off else {})
+        if self.live.off:
+            reply["heads_off"] = [str(head) for head in self.live.off]
+        if far:
+            reply["state_far"] = {each.name: {"value": each.value, "distance": each.distance} for each in far}
+        return reply, far
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)

@@ -187,6 +187,12 @@ def test_normalisation_is_inverted(policy: Policy) -> None:
     )
 
 
+def test_a_state_is_normalised_as_in_a_batch(policy: Policy, seen: list[Observation]) -> None:
+    states = torch.tensor(np.stack([observation.state for observation in seen]))
+    expected = policy.batch(seen)["state"][:, : policy.spec.state_dim]
+    torch.testing.assert_close(policy.normalise_state(states), expected, **CLOSE)
+
+
 def test_losses_are_lerobots(directories: dict[str, Path], family: str, seen: list[Observation]) -> None:
     policy = load_policy(directories[family])
     theirs = LeRobot(directories[family])

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,35 @@ def test_health_is_answered_while_the_network_computes(
         assert answer.result(20)["actions"].shape == (6, 7)
 
 
+def test_a_state_in_other_units_is_said_and_still_answered(
+    port: int, policy: Policy, observations: list[Observation], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once a connection in the log, in every reply that it concerns, and openpi's broker hands it on."""
+    usual, broken = observations[0], observations[0].state.copy()
+    broken[[2, 5]] = np.rad2deg(broken[[2, 5]] + [2, 9])
+    degrees = as_testbed(replace(usual, state=broken))
+    client = robot(port)
+    assert "state_far" not in client.infer(as_testbed(usual))
+    for _ in range(2):
+        reply = client.infer(degrees)
+        statistics = policy.preprocessing.state  # type: ignore[attr-defined]
+        expected = {
+            policy.spec.state_names[dim]: {
+                "value": broken[dim],
+                "distance": (broken[dim] - statistics.mean[dim]) / statistics.std[dim],
+            }
+            for dim in (5, 2)
+        }
+        assert list(reply["state_far"]) == ["rz", "z"]
+        for name, each in expected.items():
+            assert reply["state_far"][name] == pytest.approx(each, rel=1e-5)
+    (line,) = (record.getMessage() for record in caplog.records if "state rz is" in record.getMessage())
+    assert f"state rz is {broken[5]:.6g}, " in line
+    assert line.endswith("(2 dimensions are far)")
+    assert ActionChunkBroker(robot(port), 2).infer(degrees)["state_far"] == reply["state_far"]
+    assert "state_far" not in client.infer(as_testbed(usual))
+
+
 # what a client can do wrong
 
 
@@ -187,6 +217,38 @@ def test_clients_that_vanish_are_no_ones_problem(
         pass
     still_serves(port, policy, observations[0])
     assert "Traceback" not in caplog.text
+
+
+def test_nothing_is_computed_for_clients_that_have_left(
+    policy: Policy, observations: list[Observation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three send and leave, two with a word and one without, while another's sample runs: the next robot waits for
+    that one alone."""
+    live, started, go, count = LivePolicy(policy), threading.Event(), threading.Event(), 0
+    sample = live.sample
+
+    def slow(*arguments: Any) -> np.ndarray:
+        nonlocal count
+        count += 1
+        started.set()
+        assert go.wait(20)
+        return sample(*arguments)
+
+    monkeypatch.setattr(live, "sample", slow)
+    body = pack(as_testbed(observations[0]))
+    with serving(policy, live=live) as port, ThreadPoolExecutor(2) as robots:
+        first = robots.submit(robot(port).infer, as_testbed(observations[0]))
+        assert started.wait(20)
+        for _ in range(2):
+            with connect(f"ws://127.0.0.1:{port}", compression=None) as client:
+                client.recv()
+                client.send(body)
+        with raw(port) as connection:
+            connection.sendall(b"\x82\xff" + len(body).to_bytes(8, "big") + b"\0" * 4 + body)
+        last = robots.submit(robot(port).infer, as_testbed(observations[1]))
+        threading.Timer(0.5, go.set).start()
+        assert first.result(20)["actions"].shape == last.result(20)["actions"].shape == (6, 7)
+    assert count == 2
 
 
 def test_a_policy_that_fails_is_an_error_without_traceback(
@@ -304,10 +366,9 @@ def test_a_served_rollout_ends_as_the_one_in_process() -> None:
             observation, _ = env.reset(seed=seed)
             steps, over, info = 0, False, {"success": False}
             while not over:
-                action = broker.infer({**observation, "robosteer/seed": seed, "robosteer/step": steps})[
-                    "actions"
-                ]
-                observation, _, terminated, truncated, info = env.step(action)
+                reply = broker.infer({**observation, "robosteer/seed": seed, "robosteer/step": steps})
+                assert "state_far" not in reply  # the robot that the policy was trained on
+                observation, _, terminated, truncated, info = env.step(reply["actions"])
                 steps, over = steps + 1, terminated or truncated
             outcomes.append((bool(info["success"]), steps))
     here = [rollout(policy, env, seed, execute=execute) for seed in seeds]

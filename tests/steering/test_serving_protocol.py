@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from openpi_client import msgpack_numpy
 
+import robosteer
 from interp.errors import UsageError
 from interp.policies import Policy
 from steering.serving.layouts import LONGEST_PROMPT, Reader, layout_of
@@ -134,7 +136,7 @@ def libero() -> dict[str, object]:
 
 def test_droid_and_libero_robots_are_understood(policy: Policy) -> None:
     sent = droid()
-    read = Reader("droid", policy.spec)(sent)
+    read = Reader("droid", replace(policy.spec, action_dim=8))(sent)
     assert np.array_equal(read.images["front"], sent["observation/exterior_image_1_left"])
     assert np.array_equal(read.images["wrist"], sent["observation/wrist_image_left"])
     joints = np.append(np.asarray(sent["observation/joint_position"]), 0.5)
@@ -174,6 +176,22 @@ def test_cameras_and_the_prompt_can_be_named(policy: Policy) -> None:
         Reader("aloha", policy.spec)
 
 
+def test_a_camera_that_the_robot_lacks_is_to_be_left_out(policy: Policy) -> None:
+    """openpi masks a right wrist that is not there: the refusal says how to do the same, and that works."""
+    openpi = replace(policy.spec, cameras=("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"))
+    with pytest.raises(UsageError) as refused:
+        Reader("libero", openpi)
+    line = str(refused.value)
+    assert line.startswith(
+        "layout libero gives observation/wrist_image to cameras left_wrist_0_rgb, right_wrist_0_rgb: "
+        "name the key of each that the robot has, CAMERA=KEY; if the robot has no other, write {"
+    )
+    said = json.loads(line[line.index("{") : line.index("}") + 1])
+    assert said == {"cameras": ["base_0_rgb", "left_wrist_0_rgb"]}
+    wanted = Reader("libero", replace(openpi, cameras=tuple(said["cameras"]))).cameras
+    assert wanted == {"base_0_rgb": "observation/image", "left_wrist_0_rgb": "observation/wrist_image"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -207,7 +225,12 @@ def test_a_layout_of_ones_own_is_a_file(policy: Policy, tmp_path: Path) -> None:
         UsageError, match="layout so100 sends a state of 6"
     ):  # the test's policy has another robot
         Reader(str(file), policy.spec)
-    file.write_text(json.dumps({**written, "state": {"joints": 7, "gripper": 1}}))
+    seven = {**written, "state": {"joints": 7, "gripper": 1}}
+    file.write_text(json.dumps(seven))
+    with pytest.raises(UsageError, match="takes 6 actions: the policy gives 7"):
+        Reader(str(file), policy.spec)
+    del seven["actions"]  # any number will do
+    file.write_text(json.dumps(seven))
     sent = {
         "images": {"front": np.zeros((64, 64, 3), np.uint8), "wrist": np.ones((64, 64, 3), np.uint8)},
         "joints": np.arange(7.0),
@@ -220,11 +243,37 @@ def test_a_layout_of_ones_own_is_a_file(policy: Policy, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("layout", "fits", "refused"),
+    [("droid", 8, 7), ("libero", 7, 8), ("testbed", 7, 8)],
+)
+def test_a_policy_with_another_robots_actions_is_refused(
+    policy: Policy, layout: str, fits: int, refused: int
+) -> None:
+    """States of 8 numbers are joints and a gripper of one robot, a pose and two fingers of another: openpi's
+    DroidOutputs hands on 8 actions, its LiberoOutputs 7."""
+    assert Reader(layout, replace(policy.spec, action_dim=fits)).layout.name == layout
+    line = f"layout {layout} is of a robot that takes {fits} actions: the policy gives {refused}; serve a policy of"
+    with pytest.raises(UsageError, match=line):
+        Reader(layout, replace(policy.spec, action_dim=refused))
+
+
+def test_the_command_refuses_another_robots_policy_before_it_listens(
+    tiny_policy_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steering.serving.serve", lambda *_: None)
+    assert robosteer.main(["serve", "--policy", str(tiny_policy_dir), "--layout", "droid"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "takes 8 actions: the policy gives 7" in line
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"outside": None}, "outside is None; it must be a key"),
         ({"state": ["joints"]}, "state is .*; it must be a map"),
         ({"state": {"joints": "7"}}, "state joints is '7'; say how many numbers"),
+        ({"actions": 0}, "actions is 0; say how many numbers the robot takes"),
+        ({"actions": "7"}, "actions is '7'; say how many numbers the robot takes"),
         ({"wirst": "x"}, "unknown field of a layout 'wirst'.*did you mean wrist"),
     ],
 )

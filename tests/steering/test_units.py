@@ -1,5 +1,7 @@
 """Promises about demonstrations in other units than a policy was trained in: it is said before hours of training."""
 
+import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -18,7 +20,7 @@ from interp.data.copying import source_of
 from interp.data.recordings import write_dataset as write_ours
 from interp.demos import Demonstrations
 from interp.policies import Policy, load_policy
-from interp.units import unlike_training
+from interp.units import far_from_training, unlike_training
 
 MASK = [True, True, True, True, True, True, False]
 
@@ -43,6 +45,28 @@ def test_a_joint_in_degrees_is_named(policy: Policy, demos: Demonstrations) -> N
     (line,) = unlike_training(policy, in_degrees(demos, [2]))
     assert line.startswith("action dz (")
     assert "standard deviations from what the policy was trained on: other units" in line
+
+
+def test_a_state_is_far_in_the_units_that_the_policy_normalises_by(
+    policy: Policy, tiny_policy_dir: Path, tmp_path: Path
+) -> None:
+    """Ten standard deviations; a policy without statistics (mean 0, std 1, added 0) says nothing."""
+    raw = shutil.copytree(tiny_policy_dir, tmp_path / "raw")
+    norm = json.loads((raw / "robosteer.json").read_text())["norm"]
+    mean, std = (np.array(norm["state"][name]) for name in ("mean", "std"))
+    assert not far_from_training(policy, mean + 9.9 * std)
+    state = mean.copy()
+    state[[1, 4]] += [10.1 * std[1], -20 * std[4]]
+    assert [(each.name, each.value) for each in far_from_training(policy, state)] == [
+        ("ry", state[4]),
+        ("y", state[1]),
+    ]
+    assert [each.distance for each in far_from_training(policy, state)] == pytest.approx(
+        [-20, 10.1], rel=1e-4
+    )
+    norm["state"] = {"mean": [0.0] * 8, "std": [1.0] * 8, "floor": 0.0}
+    edit_json(raw / "robosteer.json", norm=norm)
+    assert not far_from_training(load_policy(raw), np.full(8, 57.3))
 
 
 def test_an_outlier_is_none(policy: Policy, demos: Demonstrations) -> None:

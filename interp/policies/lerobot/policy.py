@@ -326,6 +326,12 @@ class LeRobotPolicy:
         drawn = torch.randn(n, self.spec.horizon, self.spec.max_action_dim, generator=generator)
         return drawn.to(self._device)
 
+    def normalise_state(self, state: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
+        for step in self.preprocessor.steps:
+            if isinstance(step, NormalizerProcessorStep):
+                state = step({TransitionKey.OBSERVATION: {STATE: state}})[TransitionKey.OBSERVATION][STATE]
+        return state
+
     def normalise_actions(
         self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
     ) -> Float[Tensor, "batch *axes action"]:
