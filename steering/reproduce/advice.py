@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from steering.compare import compare_entries
-from steering.compare_report import points
 from steering.reproduce.choice import CONTROLS, SLICED
 from steering.reproduce.claims import MAIN_NAMES, mean_of_logs, time_ratios
-from steering.reproduce.contrast import Contrast, contrast
+from steering.reproduce.contrast import Contrast, contrast, points
 from steering.reproduce.coverage import partly_tried
 from steering.reproduce.plan import (
     ADAPTING,

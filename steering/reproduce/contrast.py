@@ -18,8 +18,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from steering import compare_report
 from steering.cells import mean_of
 from steering.compare import TRIALS, measured
+from steering.reproduce.published import MARGIN
 from steering.results import IN_DOMAIN, Entry
 from steering.stats import Interval
 from steering.suites import FACTORS, GROUPS, SUITES
@@ -59,6 +61,11 @@ def finding(difference: Interval, margin: float) -> Finding:
     if difference.high < 0:
         return "worse"
     return "the same" if -margin < difference.low and difference.high < margin else "open"
+
+
+def points(difference: Interval | None) -> str:
+    """In words that do not hide what the rules saw: on which side of zero and of the margin a bound is."""
+    return compare_report.points(difference, lines=(-MARGIN, 0, MARGIN))
 
 
 def resolves(n: int, margin: float) -> bool:

@@ -19,9 +19,9 @@ from steering.compare_report import (
     ends,
     markdown_table,
     parameters_table,
-    points,
     rate,
     rate_and_points,
+    signed,
 )
 from steering.reproduce.advice import advice, headlines
 from steering.reproduce.choice import choice_table
@@ -33,6 +33,7 @@ from steering.reproduce.claims import (
     Claim,
     claims,
 )
+from steering.reproduce.contrast import points
 from steering.reproduce.coverage import Covered, coverage, partly_tried
 from steering.reproduce.plan import (
     BOTH,
@@ -192,7 +193,7 @@ def _opening(plan: Plan) -> str:
         "docs/reproduce.md says what the other arms are. Rates are percent, differences are points with paired 95 % "
         "intervals in brackets; n counts paired rollouts. A difference matters "
         f"here if it is as large as the smaller mean advantage over LoRA that the paper claims: {100 * MARGIN:.3g} "
-        "points."
+        "points. A bound has decimals where rounding would hide on which side of this, or of zero, it is."
     )
 
 
@@ -244,7 +245,7 @@ def success_table(entries: Sequence[Entry]) -> Table:
             if cell and cell.difference:
                 d = cell.difference
                 sign = "" if d.low <= 0 <= d.high else " **+**" if d.low > 0 else " **−**"
-                cells[-1] += f" ({100 * d.value:+.0f}){sign}"
+                cells[-1] += f" ({signed(d.value)}){sign}"
         mean, seeds = arm.success, sorted({c.runs for c in found.cells if c.arm == arm.arm})
         shown = "" if mean is None or arm.tasks < len(tasks) else f"{100 * mean.success.value:.0f}"
         if shown and mean and mean.difference:

@@ -26,7 +26,7 @@ def test_advice_says_where_more_than_heads_is_needed_and_whose_heads_not_to_take
     plan = PLAN.only(studies=["success"], seeds=[0])
     entries = read_records(write_results(tmp_path, plan, rate))
     said = "\n".join(advice(entries))
-    assert "on pick-cube `aligned` moves +0 [-6, +6]; minus it, `ffn-only` +60" in said
+    assert "on pick-cube `aligned` moves 0 [-6, +6]; minus it, `ffn-only` +60" in said
     assert "the task's own do better by +24" in said  # 30 points on four tasks of five
     assert "do not matter, train more: `ffn-only` +12" in said  # 60 points on one task of five
     assert "each minus `aligned`; what that costs under other conditions was not measured." in said
@@ -54,10 +54,10 @@ def test_harm_and_doubt_are_told_apart_from_help(tmp_path: Path) -> None:
 
     plan = PLAN.only(studies=["success"], arms=["base", "aligned"], seeds=[0])
     said = advice(read_records(write_results(tmp_path, plan, rate)))[0]
-    assert said.startswith("Do not expect a gain: `aligned` moves +0 ")
+    assert said.startswith("Do not expect a gain: `aligned` moves 0 ")
     assert "it helps on marker-in-mug (+30 " in said
     assert "it harms pick-cube (-30 " in said
-    assert "neither to help nor to harm on press-button-hard (+0 " in said
+    assert "neither to help nor to harm on press-button-hard (0 " in said
 
 
 def test_all_heads_are_no_more_than_heads(tmp_path: Path) -> None:
@@ -92,9 +92,9 @@ def test_one_draw_of_random_heads_decides_nothing(tmp_path: Path) -> None:
             0.9,
             "Choose heads of the vlm, not of the expert alone: `aligned-vlm` minus `aligned` is +12 [+8, +15] points "
             "(n = 200, 5 tasks, 1 seed), better on pick-cube (+60 [+41, +75]); training takes 1.5 times as long. "
-            "Chosen minus random heads there: +0 ",
+            "Chosen minus random heads there: 0 ",
         ),
-        (0.3, "Heads of the vlm do as well as the expert's: `aligned-vlm` minus `aligned` is +0 [-3, +3]"),
+        (0.3, "Heads of the vlm do as well as the expert's: `aligned-vlm` minus `aligned` is 0 [-3, +3]"),
         (0.0, "Choose heads of the expert rather than of the vlm: `aligned-vlm` minus `aligned` is -6"),
     ],
 )
