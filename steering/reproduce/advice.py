@@ -378,11 +378,8 @@ def _trained(entries: Iterable[Entry], arm: str) -> float:
 
 def _of(made: Contrast) -> str:
     """The difference, and what it rests on."""
-    tasks, seeds = (
-        f"{n} {what}{'s' * (n > 1)}" for n, what in ((len(made.tasks), "task"), (made.runs, "seed"))
-    )
     draw = ", one draw of random heads" if made.one_draw else ""
-    return f"{points(made.difference)} points (n = {made.n}, {tasks}, {seeds}{draw})"
+    return f"{points(made.difference)} points (n = {made.n}, {made.over}, {made.seeds}{draw})"
 
 
 def _tasks(made: Iterable[Contrast]) -> str:

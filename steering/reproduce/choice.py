@@ -46,8 +46,8 @@ def choice_table(entries: Sequence[Entry]) -> Table:
     ]
     note = (
         f"{_left_out(entries)} The same: every difference of {100 * MARGIN:.3g} points or more is excluded. Open: "
-        f"neither zero nor that is. One draw: random heads that may be lucky ones, so no finding. `k{FEW}` trains "
-        f"{FEW} heads instead of {HEADS}.{_draws(entries)}"
+        "neither zero nor that is. One training of each excludes nothing: its luck is in no interval. One draw: random "
+        f"heads that may be lucky ones, so no finding. `k{FEW}` trains {FEW} heads instead of {HEADS}.{_draws(entries)}"
     )
     if not rows:
         rows = [("no choice of heads was run against another yet", "", "", "", "", "")]
@@ -89,6 +89,8 @@ def _draws(entries: Sequence[Entry]) -> str:
 
 
 def _excluded(c: Contrast) -> str:
+    if not c.several:
+        return ""
     gains, losses = (
         signed(max(bound, 0), lines=(0, MARGIN)).removeprefix("+")
         for bound in (c.difference.high, -c.difference.low)

@@ -1,9 +1,10 @@
 """The paper's claims, one by one, and what our numbers say of each: verdicts are rules on intervals.
 
 A claim that something is *better* holds if the interval of the paired difference lies above zero, and its opposite if
-it lies below. A claim that something is *as good* holds if the interval excludes a loss as large as `MARGIN`. A claim
-about counts (trainable parameters) holds if the count says so. That two tasks share no more heads than chance is not
-shown by a number of shared heads that chance often gives, only by fewer. What was not run has no verdict.
+it lies below. A claim that something is *as good* holds if the interval excludes a loss as large as `MARGIN`, and both
+were trained from several seeds, for the luck of one training is in no interval. A claim about counts (trainable
+parameters) holds if the count says so. That two tasks share no more heads than chance is not shown by a number of
+shared heads that chance often gives, only by fewer. What was not run has no verdict.
 
 A claim of the paper can mean several comparisons (which LoRA, under which suite): these share what `says` has before
 its colon, and are counted as one claim.
@@ -24,7 +25,7 @@ from interp.errors import UsageError
 from interp.factors.profile import Profile
 from interp.heads import Head
 from steering.reproduce import published
-from steering.reproduce.contrast import Contrast, contrast, resolves
+from steering.reproduce.contrast import Contrast, contrast
 from steering.reproduce.maps import read_map, read_profile
 from steering.reproduce.plan import BOTH, FEW, HEADS, LORA_EVERYWHERE, MAIN, REACHING_VLM, VLM, Arm
 from steering.results import IN_DOMAIN, Entry
@@ -35,6 +36,7 @@ NOT_SHOWN = "not shown: the interval includes zero"
 NOT_EXCLUDED = "not shown: an effect that matters is not excluded"
 OPPOSITE = "the opposite"
 ONE_DRAW = "not shown: one draw of random heads"
+ONE_TRAINING = "not shown: one training of each"
 BY_CHANCE_TOO = "not shown: no more than chance"
 NO_DATA = "not run yet"
 Kind = Literal["better", "as good"]
@@ -225,8 +227,8 @@ def _claim(
     if made is None:
         return Claim(about, says, compared, NO_DATA)
     said = verdict(made.difference, kind)
-    if kind == "as good" and said == REPRODUCES and not resolves(made.n, published.MARGIN):
-        said = NOT_EXCLUDED
+    if kind == "as good" and said == REPRODUCES and not made.excludes(published.MARGIN):
+        said = NOT_EXCLUDED if made.several else ONE_TRAINING
     if made.one_draw:
         said = ONE_DRAW
     return Claim(about, says, compared, said, made.difference, "points", made.size)

@@ -52,7 +52,7 @@ def test_harm_and_doubt_are_told_apart_from_help(tmp_path: Path) -> None:
         base = {"marker-in-mug": 0.3, "pick-cube": 0.9}.get(task, 0.5)
         return base if arm == "base" or task not in ("marker-in-mug", "pick-cube") else 0.6
 
-    plan = PLAN.only(studies=["success"], arms=["base", "aligned"], seeds=[0])
+    plan = PLAN.only(studies=["success"], arms=["base", "aligned"])
     said = advice(read_records(write_results(tmp_path, plan, rate)))[0]
     assert said.startswith("Do not expect a gain: `aligned` moves 0 ")
     assert "it helps on marker-in-mug (+30 " in said
@@ -91,7 +91,7 @@ def test_one_draw_of_random_heads_decides_nothing(tmp_path: Path) -> None:
         (
             0.9,
             "Choose heads of the vlm, not of the expert alone: `aligned-vlm` minus `aligned` is +12 [+8, +15] points "
-            "(n = 200, 5 tasks, 1 seed), better on pick-cube (+60 [+41, +75]); training takes 1.5 times as long. "
+            "(n = 400, 5 tasks, 2 seeds), better on pick-cube (+60 [+41, +75]); training takes 1.5 times as long. "
             "Chosen minus random heads there: 0 ",
         ),
         (0.3, "Heads of the vlm do as well as the expert's: `aligned-vlm` minus `aligned` is 0 [-3, +3]"),
@@ -102,8 +102,7 @@ def test_advice_says_which_tower(tmp_path: Path, vlm: float, said: str) -> None:
     def rate(arm: str, task: str, suite: str) -> float:
         return vlm if arm.endswith("-vlm") and task == "pick-cube" else 0.3
 
-    plan = PLAN.only(studies=["success"], seeds=[0])
-    found = advice(read_records(write_results(tmp_path, plan, rate)))
+    found = advice(read_records(write_results(tmp_path, PLAN.only(studies=["success"]), rate)))
     assert any(sentence.startswith(said) for sentence in found), found
 
 
@@ -124,8 +123,7 @@ def test_more_than_heads_is_compared_with_the_best_heads(tmp_path: Path, full: f
     def rate(arm: str, task: str, suite: str) -> float:
         return {"base": 0.3, "aligned-both": 0.8, "full": full, "random-k-both": 0.9}.get(arm, 0.5)
 
-    plan = PLAN.only(studies=["success"], seeds=[0])
-    found = advice(read_records(write_results(tmp_path, plan, rate)))
+    found = advice(read_records(write_results(tmp_path, PLAN.only(studies=["success"]), rate)))
     (one,) = (sentence for sentence in found if sentence.startswith(said))
     assert "random-k-both" not in one
 

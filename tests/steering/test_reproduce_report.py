@@ -21,7 +21,16 @@ from interp.heads import Head
 from steering.reproduce import claims, figures, maps, published
 from steering.reproduce.advice import advice
 from steering.reproduce.choice import choice_contrasts
-from steering.reproduce.claims import NO_DATA, NOT_EXCLUDED, NOT_SHOWN, OPPOSITE, REPRODUCES, Claim, verdict
+from steering.reproduce.claims import (
+    NO_DATA,
+    NOT_EXCLUDED,
+    NOT_SHOWN,
+    ONE_TRAINING,
+    OPPOSITE,
+    REPRODUCES,
+    Claim,
+    verdict,
+)
 from steering.reproduce.contrast import Contrast, contrast, finding
 from steering.reproduce.coverage import coverage
 from steering.reproduce.plan import FULL, Plan
@@ -89,9 +98,31 @@ def test_a_verdict_is_read_from_the_interval(
 
 def test_a_few_episodes_that_agree_exclude_nothing() -> None:
     """With no failure in n trials, failures of up to 3 / n are not excluded: seven points need 43 episodes."""
-    agreed = Contrast("a", "b", "in-domain", ("pick-cube",), 1, 42, Interval(0.0, 0.0, 0.0))
+    agreed = Contrast("a", "b", "in-domain", ("pick-cube",), (2, 2), 42, Interval(0.0, 0.0, 0.0))
     assert agreed.finding(0.07) == "open"
     assert replace(agreed, n=43).finding(0.07) == "the same"
+
+
+def test_one_training_of_each_excludes_nothing(entries: list[Entry]) -> None:
+    """Two trainings that differ in nothing but their seed are points apart, and no interval of one of each knows it."""
+    alike = Contrast("a", "b", "in-domain", TARGETS, (1, 3), 1100, Interval(0.0, -0.02, 0.02))
+    assert alike.finding(0.07) == "open"
+    assert replace(alike, runs=(2, 3)).finding(0.07) == "the same"
+    assert replace(alike, difference=Interval(0.3, 0.2, 0.4)).finding(0.07) == "better"
+    first = [e for e in entries if e.result.settings.get("seed") != 1]
+    (claim,) = (c for c in claims.claims(first, Path()) if c.compared == "aligned-k4 - aligned-ablation-k4")
+    assert claim.verdict == ONE_TRAINING
+
+
+def test_a_second_seed_on_one_task_is_none_on_the_others(entries: list[Entry]) -> None:
+    """Nor are its random heads a second draw."""
+    some = [e for e in entries if e.result.settings.get("seed") != 1 or e.result.task == TARGETS[0]]
+    made = contrast(some, "aligned", "random-k")
+    assert made is not None
+    assert made.size == f"{6 * 40} (5 tasks x 1 to 2 seeds)"
+    assert made.one_draw
+    assert made.finding(published.MARGIN) == "open"
+    assert "arms that do on every task: in-domain 0 of " in report(PLAN, some, Path())
 
 
 def test_the_margin_is_the_smaller_advantage_that_the_paper_claims() -> None:
@@ -244,7 +275,7 @@ def test_only_seeds_and_tasks_that_both_arms_have_are_compared(entries: list[Ent
     made = contrast(partial, "aligned", "lora")
     assert made is not None
     assert made.tasks == tuple(t for t in TARGETS if t in TARGETS[:2])
-    assert (made.runs, made.n) == (1, 2 * 40)
+    assert (made.runs, made.n) == ((1, 1), 2 * 40)
     assert contrast(partial, "aligned", "nobody") is None
 
 
@@ -281,7 +312,7 @@ def test_partial_results_give_a_report_that_says_what_is_missing(tmp_path: Path)
     part = PLAN.only(studies=["success"], arms=["base", "aligned", "random-k"], seeds=[0])
     page = report(PLAN, read_records(write_results(tmp_path, part, known)), tmp_path)
     assert f"| aligned - lora | +16.5 (pi0) and +7 (pi0.5) |  |  | **{NO_DATA}** |" in page
-    assert "arms that do: in-domain 0 of 2" in page
+    assert "arms that do on every task: in-domain 0 of 2" in page
     assert "15 of 155" in page
     base = PLAN.only(arms=["base"])
     shutil.rmtree(tmp_path)
