@@ -28,6 +28,8 @@ from steering.reproduce.choice import choice_table
 from steering.reproduce.claims import (
     MAIN_NAMES,
     NO_DATA,
+    NOT_EXCLUDED,
+    NOT_SHOWN,
     OPPOSITE,
     REPRODUCES,
     Claim,
@@ -108,7 +110,8 @@ def in_short(found: Sequence[Claim]) -> list[str]:
                 else f" ({'; '.join(f'{c.compared}{_effect_in_words(c)}' for c in there)})"
             )
             parts.append(f"{words.get(verdict or '', 'not shown')} in {len(there)} of {len(ours)}{named}")
-        said.append(f"**{claim[0].upper()}{claim[1:]}**: {'; '.join(parts)}.")
+        whose = "" if ours[0].theirs else " (no claim of the paper)"
+        said.append(f"**{claim[0].upper()}{claim[1:]}**{whose}: {'; '.join(parts)}.")
     return said
 
 
@@ -121,6 +124,7 @@ def _by_claim(found: Sequence[Claim]) -> dict[str, list[Claim]]:
 
 def _counted(found: Sequence[Claim]) -> str:
     """Of the paper's claims, which hold in every comparison, in some, in none."""
+    found = [c for c in found if c.theirs]
     groups = _by_claim(found)
     holds = {claim: sum(c.verdict == REPRODUCES for c in ours) for claim, ours in groups.items()}
     kinds = {
@@ -135,7 +139,10 @@ def _counted(found: Sequence[Claim]) -> str:
 
 
 def _effect_in_words(claim: Claim) -> str:
-    return f": {effect(claim)}" if claim.effect else ""
+    """The effect, and the reason of a verdict that the interval does not give away."""
+    said = f": {effect(claim)}" if claim.effect else ""
+    shown = (REPRODUCES, OPPOSITE, NOT_SHOWN, NOT_EXCLUDED, NO_DATA)
+    return said if claim.verdict in shown else f"{said}, {claim.verdict.partition(': ')[2]}"
 
 
 def effect(claim: Claim) -> str:

@@ -157,6 +157,29 @@ def test_effects_that_are_there_are_found_with_their_size(found: dict[str, Claim
     assert 1 - 62 / 72 < saved.effect.value < 1 - 60 / 70 + 1e-9
 
 
+def test_a_difference_of_reach_is_no_claim_of_the_papers(found: dict[str, Claim]) -> None:
+    """Random heads of the vlm do as well there, and a LoRA of the same reach wins nothing from them."""
+    theirs = [c for c in found.values() if c.claim == "finetuning the chosen heads beats LoRA"]
+    assert [c.compared for c in theirs] == [
+        "aligned - lora",
+        "aligned-both - lora-all-linear",
+        "aligned-vlm - lora-all-linear",
+        "paper - lora-all-linear",
+    ]
+    reach = [c for c in found.values() if c.claim == "reaching the vlm beats LoRA of the expert"]
+    assert {c.compared: c.verdict for c in reach} == {
+        "aligned-both - lora": REPRODUCES,
+        "random-k-both - lora": REPRODUCES,
+        "paper - lora": REPRODUCES,
+    }
+    assert all(c.theirs for c in theirs)
+    assert not any(c.theirs for c in reach)
+    (line,) = (line for line in in_short(list(found.values())) if "Reaching the vlm" in line)
+    assert line.startswith(
+        "**Reaching the vlm beats LoRA of the expert** (no claim of the paper): holds in 3 of 3"
+    )
+
+
 def test_all_that_the_paper_varies_is_one_comparison_and_a_part_of_it_is_not(
     found: dict[str, Claim], entries: list[Entry]
 ) -> None:
