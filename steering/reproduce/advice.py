@@ -13,7 +13,7 @@ import numpy as np
 
 from steering.compare import compare_entries
 from steering.reproduce.choice import CONTROLS, SLICED
-from steering.reproduce.claims import MAIN_NAMES, mean_of_logs, time_ratios
+from steering.reproduce.claims import MAIN_NAMES
 from steering.reproduce.contrast import Contrast, contrast, points
 from steering.reproduce.coverage import partly_tried
 from steering.reproduce.plan import (
@@ -29,6 +29,7 @@ from steering.reproduce.plan import (
     Arm,
 )
 from steering.reproduce.published import CHOICE_MINUTES, MARGIN
+from steering.reproduce.timing import mean_over_seeds, time_ratios
 from steering.results import IN_DOMAIN, Entry
 from testbed.tasks import TARGETS
 
@@ -119,7 +120,7 @@ def _instead(entries: Sequence[Entry], arm: Arm, control: Arm, towers: str) -> s
         if there := [c for c in by_task if c.finding(MARGIN) == finding]:
             said += f", {finding} on {_tasks(there)}"
     if ratios := time_ratios(entries, arm.name, "aligned"):
-        said += f"; training takes {mean_of_logs(ratios).value:.1f} times as long"
+        said += f"; training takes {mean_over_seeds(ratios).value:.1f} times as long"
     if against := contrast(entries, arm.name, control.name):
         said += f". Chosen minus random heads there: {_of(against)}"
     return f"{said}."

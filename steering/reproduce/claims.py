@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtrit
 
 from interp.errors import UsageError
 from interp.factors.profile import Profile
@@ -38,7 +37,8 @@ from steering.reproduce.plan import (
     VLM,
     Arm,
 )
-from steering.results import IN_DOMAIN, Entry
+from steering.reproduce.timing import mean_over_seeds, time_ratios
+from steering.results import Entry
 from steering.stats import Interval
 
 REPRODUCES = "reproduces"
@@ -72,8 +72,9 @@ NOT_CLAIMED = "not claimed"
 CAUSAL = ("ablation", "patching", "atp")
 BY_CHANCE = 0.05
 """Share of heads that 95 % intervals set apart by chance, at most."""
-TIMED = 5
-"""Trainings of each arm that a verdict on their time needs."""
+TIMED = 3
+"""Seeds that a verdict on the time of training needs."""
+FEW_TIMED = f"not shown: fewer than {TIMED} seeds were timed"
 
 
 @dataclass(frozen=True)
@@ -220,11 +221,14 @@ def _faster(entries: Sequence[Entry], arm: str, lora: str) -> Claim:
         paper=f"{1 - 1 / fast:.0%} to {1 - 1 / faster:.0%} saved",
     )
     ratios = time_ratios(entries, lora, arm)
-    if len(ratios) < TIMED:
+    if not ratios:
         return claim
-    mean = mean_of_logs(ratios)
+    n = f"{sum(map(len, ratios.values()))} trainings of each, {len(ratios)} seed{'s' * (len(ratios) > 1)}"
+    if len(ratios) < TIMED:
+        return replace(claim, verdict=FEW_TIMED, n=n)
+    mean = mean_over_seeds(ratios)
     saved = Interval(*(1 - 1 / x for x in (mean.value, mean.low, mean.high)))
-    return replace(claim, verdict=verdict(saved), effect=saved, n=f"{len(ratios)} trainings of each")
+    return replace(claim, verdict=verdict(saved), effect=saved, n=n)
 
 
 def _choice(entries: Sequence[Entry], results: Path) -> list[Claim]:
@@ -386,24 +390,3 @@ def roles(found: Profile) -> np.ndarray:
         others = np.delete(found.high, f, axis=1).max(axis=1)
         places[found.low[:, f] > others] = f
     return places
-
-
-# ---- time
-
-
-def time_ratios(entries: Iterable[Entry], slower: str, faster: str) -> list[float]:
-    """Processor seconds of one arm's training over another's, of the same task and seed: other jobs shared the machine,
-    and a training that had to wait for them says nothing of its own cost."""
-    seconds: dict[str, dict[tuple[str, int], float]] = {slower: {}, faster: {}}
-    for e in entries:
-        if e.arm in seconds and e.result.suite == IN_DOMAIN and e.result.seconds.get("train_processor"):
-            seconds[e.arm][e.result.task, e.result.settings["seed"]] = e.result.seconds["train_processor"]
-    return [seconds[slower][key] / seconds[faster][key] for key in seconds[slower] if key in seconds[faster]]
-
-
-def mean_of_logs(ratios: Sequence[float]) -> Interval:
-    """Geometric mean of ratios with Student's 95 % interval; a single one has none."""
-    logs = np.log(ratios)
-    mean, n = float(logs.mean()), len(logs)
-    half = float(stdtrit(n - 1, 0.975) * logs.std(ddof=1) / np.sqrt(n)) if n > 1 else np.inf
-    return Interval(float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half)))

@@ -234,7 +234,8 @@ def claims_table(found: Sequence[Claim]) -> Table:
         f"The paper's effects are of a real arm, in points, from {TRIALS} rollouts a cell, without intervals. `lora` "
         f"has LeRobot's default targets; theirs trains every part of the policy, hence its count, and "
         f"`{LORA_EVERYWHERE.name}` every linear layer of vlm and expert. Time is the "
-        "processor's, for other jobs shared the machine; `benchmarks/results/training.json` has an idle one's."
+        "processor's, for other jobs shared the machine; these slow the processor, too, so a seed's trainings, which "
+        "ran together, count as one. `benchmarks/results/training.json` has an idle machine's."
     )
     return Table("Claims", ("claim", "compared", "paper", "ours", "n", "verdict"), tuple(rows), note)
 
@@ -321,7 +322,8 @@ def cost_table(compared: Comparison) -> Table:
     ]
     note = (
         "Seconds: fastest and slowest training, on one thread of a shared machine; those of the processor, where they "
-        "were counted, do not contain the waiting for others. Memory: the largest process."
+        "were counted, do not contain the waiting for others, but others slow the processor, too. Memory: the largest "
+        "process."
     )
     header = (
         "arm",
