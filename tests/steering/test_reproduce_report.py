@@ -22,6 +22,7 @@ from steering.reproduce import claims, figures, maps, published, timing
 from steering.reproduce.advice import advice
 from steering.reproduce.choice import choice_contrasts
 from steering.reproduce.claims import (
+    FEW_LED,
     FEW_TIMED,
     NO_DATA,
     NOT_EXCLUDED,
@@ -307,6 +308,30 @@ def test_a_role_needs_an_interval_above_all_others() -> None:
     heads = tuple(Head("expert", 0, i) for i in range(3))
     profile = Profile(heads, ("visual", "linguistic", "physical"), share, low, high, np.ones(3))
     assert claims.roles(profile).tolist() == [0, -1, 2]
+
+
+def test_heads_have_roles_if_most_of_them_have_one_on_every_task(
+    entries: list[Entry], tmp_path: Path
+) -> None:
+    """A tenth of the heads is not what chance gives, nor is it the heads."""
+
+    def claim(led: dict[str, float]) -> Claim:
+        write_scores(tmp_path, TARGETS)
+        for task, share in led.items():
+            file = maps.path(tmp_path, task, "profile")
+            kept = json.loads(file.read_text())
+            heads = len(kept["heads"])
+            with_role = np.arange(heads) < round(share * heads)
+            kept["low"] = [[0.7, 0.0, 0.0] if has else [0.2, 0.2, 0.2] for has in with_role]
+            kept["high"] = [[0.9, 0.2, 0.2] if has else [0.4, 0.4, 0.4] for has in with_role]
+            file.write_text(json.dumps(kept))
+        return claims.claims(entries, tmp_path)[-1]
+
+    few = claim(dict.fromkeys(TARGETS, 0.1))
+    assert few.verdict == FEW_LED
+    assert "chance" not in few.verdict
+    assert claim(dict.fromkeys(TARGETS, 0.6)).verdict == REPRODUCES
+    assert claim({**dict.fromkeys(TARGETS, 0.6), TARGETS[0]: 0.4}).verdict == FEW_LED
 
 
 def test_only_seeds_and_tasks_that_both_arms_have_are_compared(entries: list[Entry]) -> None:
