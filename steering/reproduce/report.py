@@ -328,7 +328,7 @@ def cost_table(compared: Comparison) -> Table:
     header = (
         "arm",
         "trained parameters",
-        "times fewer than lora",
+        "lora's / its",
         "training seconds",
         "processor seconds",
         "peak memory, MB",

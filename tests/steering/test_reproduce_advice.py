@@ -26,7 +26,10 @@ def test_advice_says_where_more_than_heads_is_needed_and_whose_heads_not_to_take
     plan = PLAN.only(studies=["success"], seeds=[0])
     entries = read_records(write_results(tmp_path, plan, rate))
     said = "\n".join(advice(entries))
-    assert "on pick-cube `aligned` moves 0 [-6, +6]; minus it, `ffn-only` +60" in said
+    assert (
+        "on pick-cube `aligned` minus the base is 0 [-6, +6] points; these do better than `aligned`: `ffn-only` +60"
+        in said
+    )
     assert "the task's own do better by +24" in said  # 30 points on four tasks of five
     assert "do not matter, train more: `ffn-only` +12" in said  # 60 points on one task of five
     assert "each minus `aligned`; what that costs under other conditions was not measured." in said
@@ -185,3 +188,69 @@ def test_advice_says_what_more_than_heads_pays_elsewhere(tmp_path: Path, dark: f
     found = "\n".join(advice(read_records(write_results(tmp_path, plan, rate))))
     assert "If memory and time do not matter, train more: `full` +20" in found
     assert said in found
+
+
+def test_random_heads_of_one_draw_stand_apart_from_what_was_shown(tmp_path: Path) -> None:
+    def rate(arm: str, task: str, suite: str) -> float:
+        return 0.8 if task == "pick-cube" and arm.endswith(("-vlm", "full")) else 0.3
+
+    plan = PLAN.only(arms=["base", "aligned", "full", "random-k-vlm"], studies=["success"], seeds=[0])
+    entries = read_records(write_results(tmp_path, plan, rate))
+    start = "Where heads of the expert are not enough"
+    (said,) = (line for line in advice(entries) if line.startswith(start))
+    assert "these do better than `aligned`: `full` +50" in said
+    assert "; and, of one draw of random heads, `random-k-vlm` +50" in said
+    drawn = [e for e in entries if e.arm != "full"]
+    assert start not in "\n".join(advice(drawn))  # luck alone is no advice
+
+
+def test_where_tasks_differ_both_ways_nothing_does_as_well(tmp_path: Path) -> None:
+    def rate(arm: str, task: str, suite: str) -> float:
+        better = {"pick-cube": 0.8, "cube-in-bowl": 0.2}
+        return better.get(task, 0.5) if arm in ("aligned-vlm", "lora") else 0.5
+
+    arms = ["base", "aligned", "aligned-vlm", "lora"]
+    said = advice(read_records(write_results(tmp_path, PLAN.only(studies=["success"], arms=arms), rate)))
+    for start, other in (
+        (
+            "Whether heads of the vlm or the expert's are better depends on the task",
+            ", worse on cube-in-bowl (-30 ",
+        ),
+        (
+            "Whether `aligned` or LoRA of the expert is better depends on the task",
+            ", worse on pick-cube (-30 ",
+        ),
+    ):
+        (line,) = (line for line in said if line.startswith(start))
+        assert ", better on " in line
+        assert other in line
+
+
+def test_what_wins_by_reaching_farther_says_so_and_where(tmp_path: Path) -> None:
+    def rate(arm: str, task: str, suite: str) -> float:
+        return 0.9 if task == "pick-cube" and arm in ("aligned-both", "random-k-both") else 0.4
+
+    arms = ["base", "aligned", "lora", "aligned-both", "random-k-both"]
+    plan = PLAN.only(studies=["success"], arms=arms, seeds=[0])
+    said = advice(read_records(write_results(tmp_path, plan, rate)))
+    (line,) = (line for line in said if line.startswith("Prefer `aligned-both` to LoRA of the expert: "))
+    assert ", better on pick-cube (+50 " in line
+    assert (
+        "`aligned-both` reaches the vlm, `lora` does not; random heads of both towers minus `lora`: +10 "
+        in line
+    )
+    assert line.endswith("1 seed, one draw of random heads).")
+
+
+def test_harm_is_counted_against_what_no_change_would_give(tmp_path: Path) -> None:
+    def rate(arm: str, task: str, suite: str) -> float:
+        return 0.2 if (arm, task) == ("aligned", "pick-cube") else 0.8
+
+    plan = PLAN.only(studies=["success"], arms=["base", "aligned", "lora"])
+    (said,) = (
+        s for s in advice(read_records(write_results(tmp_path, plan, rate))) if s.startswith("Roll out")
+    )
+    assert "harmed pick-cube (`aligned` -60 " in said
+    assert said.endswith(
+        "(if finetuning changed nothing, 0.2 of 10 arms and tasks would be expected to fall that low)."
+    )

@@ -359,7 +359,7 @@ def test_advice_follows_the_numbers(entries: list[Entry]) -> None:
     assert "Finetune few heads: `aligned` gains +30" in said
     assert "With 12 heads it does not matter which" in said
     assert "Choose by `aligned-patching-k4` +30" in said
-    assert "Prefer `aligned` to LoRA: `aligned` minus `lora` is +20" in said
+    assert "Prefer `aligned` to LoRA of the expert: `aligned` minus `lora` is +20" in said
     assert "`retain` forgets less than `aligned`" in said
     assert "other tasks chose" not in said
     assert "Where heads" not in said
