@@ -111,7 +111,9 @@ def _instead(entries: Sequence[Entry], arm: Arm, control: Arm, towers: str) -> s
         "open": f"Heads of {towers} have not been shown to be better than the expert's, nor worse",
     }
     apart, both_ways = where_apart(entries, made)
-    start = words[made.finding(MARGIN)]
+    start = words[made.finding(MARGIN)] + (
+        " on the whole" if apart and made.finding(MARGIN) == "the same" else ""
+    )
     if both_ways and made.finding(MARGIN) in ("the same", "open"):
         start = f"Whether heads of {towers} or the expert's are better depends on the task"
     said = f"{start}: `{arm.name}` minus `aligned` is {of(made)}{apart}"
@@ -149,8 +151,8 @@ def _more_than_heads(entries: Sequence[Entry]) -> list[str]:
             else "Train no more than heads"
         )
         return [
-            f"{said}: the best that does, `{more[0].arm}`, trains {times:.3g} times as many parameters as `{best}`; "
-            f"`{more[0].arm}` minus `{best}` is {of(more[0])}."
+            f"{said}: the best arm that does, `{more[0].arm}`, trains {times:.3g} times as many parameters as "
+            f"`{best}`; `{more[0].arm}` minus `{best}` is {of(more[0])}."
         ]
     return []
 
@@ -283,7 +285,9 @@ def _against(entries: Sequence[Entry], arm: str, lora: str, name: str) -> list[s
         "open": f"{name} has not been shown to be worse than `{arm}`, nor better",
     }
     apart, both_ways = where_apart(entries, made)
-    start = words[made.finding(MARGIN)]
+    start = words[made.finding(MARGIN)] + (
+        " on the whole" if apart and made.finding(MARGIN) == "the same" else ""
+    )
     if both_ways and made.finding(MARGIN) in ("the same", "open"):
         start = f"Whether `{arm}` or {name} is better depends on the task"
     said = f"{start}: `{arm}` minus `{lora}` is {of(made)}{apart}; {cheaper}"

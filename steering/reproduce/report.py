@@ -141,8 +141,10 @@ def _counted(found: Sequence[Claim]) -> str:
 def _effect_in_words(claim: Claim) -> str:
     """The effect, and the reason of a verdict that the interval does not give away."""
     said = f": {effect(claim)}" if claim.effect else ""
-    shown = (REPRODUCES, OPPOSITE, NOT_SHOWN, NOT_EXCLUDED, NO_DATA)
-    return said if claim.verdict in shown else f"{said}, {claim.verdict.partition(': ')[2]}"
+    if claim.verdict in (REPRODUCES, OPPOSITE):
+        return f"{said}, one training of each" if claim.lucky else said
+    clear = claim.verdict in (NOT_SHOWN, NOT_EXCLUDED, NO_DATA)
+    return said if clear else f"{said}, {claim.verdict.partition(': ')[2]}"
 
 
 def effect(claim: Claim) -> str:
@@ -229,7 +231,7 @@ def _done(c: Covered) -> str:
 
 
 def claims_table(found: Sequence[Claim]) -> Table:
-    rows = [(c.says, c.compared, c.paper, effect(c), c.n, f"**{c.verdict}**") for c in found]
+    rows = [(c.says, c.compared, c.paper, effect(c), c.n, f"**{_verdict(c)}**") for c in found]
     note = (
         f"The paper's effects are of a real arm, in points, from {TRIALS} rollouts a cell, without intervals. `lora` "
         f"has LeRobot's default targets; theirs trains every part of the policy, hence its count, and "
@@ -238,6 +240,11 @@ def claims_table(found: Sequence[Claim]) -> Table:
         "ran together, count as one. `benchmarks/results/training.json` has an idle machine's."
     )
     return Table("Claims", ("claim", "compared", "paper", "ours", "n", "verdict"), tuple(rows), note)
+
+
+def _verdict(claim: Claim) -> str:
+    """What the paper does not claim cannot reproduce."""
+    return "shown" if claim.verdict == REPRODUCES and not claim.theirs else claim.verdict
 
 
 def success_table(entries: Sequence[Entry]) -> Table:

@@ -118,7 +118,7 @@ def test_advice_says_which_tower(tmp_path: Path, vlm: float, said: str) -> None:
         ),
         (
             0.8,
-            "Train no more than heads: the best that does, `full`, trains 34.4 times as many parameters as",
+            "Train no more than heads: the best arm that does, `full`, trains 34.4 times as many parameters as",
         ),
     ],
 )

@@ -18,7 +18,7 @@ from reproduce_kit import write_results, write_scores
 from interp.errors import UsageError
 from interp.factors.profile import Profile
 from interp.heads import Head
-from steering.reproduce import claims, figures, maps, published, timing
+from steering.reproduce import claims, figures, maps, overlap, published, timing
 from steering.reproduce.advice import advice
 from steering.reproduce.choice import choice_contrasts
 from steering.reproduce.claims import (
@@ -166,17 +166,30 @@ def test_a_difference_of_reach_is_no_claim_of_the_papers(found: dict[str, Claim]
         "paper - lora-all-linear",
     ]
     reach = [c for c in found.values() if c.claim == "reaching the vlm beats LoRA of the expert"]
-    assert {c.compared: c.verdict for c in reach} == {
-        "aligned-both - lora": REPRODUCES,
-        "random-k-both - lora": REPRODUCES,
-        "paper - lora": REPRODUCES,
-    }
+    arms = ("aligned-both", "random-k-both", "paper")
+    assert [c.compared.partition(", ")[0] for c in reach] == [
+        f"{arm} - lora" for arm in arms for _ in range(2)
+    ]
+    assert all(c.verdict == REPRODUCES for c in reach)
     assert all(c.theirs for c in theirs)
     assert not any(c.theirs for c in reach)
     (line,) = (line for line in in_short(list(found.values())) if "Reaching the vlm" in line)
     assert line.startswith(
-        "**Reaching the vlm beats LoRA of the expert** (no claim of the paper): holds in 3 of 3"
+        "**Reaching the vlm beats LoRA of the expert** (no claim of the paper): holds in 6 of 6"
     )
+
+
+def test_what_one_task_decides_is_not_shown_without_it(tmp_path: Path) -> None:
+    def rate(arm: str, task: str, suite: str) -> float:
+        return 0.9 if task == "pick-cube" and arm == "paper" else 0.4
+
+    plan = PLAN.only(studies=["success"], arms=["base", "lora", "paper"], seeds=[0])
+    found = claims.claims(read_records(write_results(tmp_path, plan, rate)), tmp_path)
+    verdicts = {c.compared: c.verdict for c in found if not c.theirs and c.verdict != NO_DATA}
+    assert verdicts == {"paper - lora": REPRODUCES, "paper - lora, without pick-cube": NOT_SHOWN}
+    (said,) = (line for line in in_short(found) if line.startswith("**Reaching the vlm"))
+    assert "holds in 1 of 4 (paper - lora: +10 " in said
+    assert "], one training of each); not shown in 1 of 4 (paper - lora, without pick-cube: 0 [" in said
 
 
 def test_all_that_the_paper_varies_is_one_comparison_and_a_part_of_it_is_not(
@@ -294,7 +307,7 @@ def test_chance_of_a_mean_overlap_is_what_drawing_sets_gives() -> None:
     for _ in range(2000):
         sets = [set(rng.choice(30, 6, replace=False).tolist()) for _ in range(4)]
         means.append(np.mean([len(a & b) for a, b in combinations(sets, 2)]))
-    by_chance = claims.chance_of_mean([6] * 4, 30)
+    by_chance = overlap.chance_of_mean([6] * 4, 30)
     assert by_chance.value == pytest.approx(36 / 30)
     assert by_chance.low == pytest.approx(
         np.quantile(means, 0.025), abs=0.17
