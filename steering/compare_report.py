@@ -186,7 +186,8 @@ def failures_table(comparison: Comparison) -> Table:
 
 def _verdict(difference: Interval) -> str:
     sure = "" if difference.low > 0 or difference.high < 0 else ", not distinguishable from none"
-    return f"{100 * difference.value:+.0f} points ({100 * difference.low:+.0f} to {100 * difference.high:+.0f}{sure})"
+    low, high = (signed(bound, lines=(0,)) for bound in (difference.low, difference.high))
+    return f"{signed(difference.value)} points ({low} to {high}{sure})"
 
 
 def _trial_words(trial: str) -> str:
@@ -197,12 +198,24 @@ def rate(interval: Interval) -> str:
     return f"{interval.value:.0%} ({interval.low:.0%} to {interval.high:.0%})"
 
 
-def points(difference: Interval | None) -> str:
+def points(difference: Interval | None, lines: Sequence[float] = (0,)) -> str:
+    """`+12 [+9, +15]`; bounds show on which side of the lines they are."""
     if difference is None:
         return ""
-    # Rounded before it is written, and without a sign of zero: a bootstrap's noise of 1e-17 is no loss.
-    value, low, high = (round(100 * x, 6) + 0.0 for x in (difference.value, difference.low, difference.high))
-    return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"
+    low, high = (signed(bound, lines) for bound in (difference.low, difference.high))
+    return f"{signed(difference.value)} [{low}, {high}]"
+
+
+def signed(fraction: float, lines: Sequence[float] = ()) -> str:
+    """A difference in whole points, with more digits where rounding would put it on a line, and zero without a sign.
+
+    Lines are fractions, as the difference is: whoever reads `+7` cannot know that a rule on 7 points took 6.8.
+    """
+    exact = round(100 * fraction, 6)  # a bootstrap's noise of 1e-17 is no loss
+    known = [round(100 * line, 6) for line in lines]
+    digits = next(d for d in range(7) if round(exact, d) not in known or exact in known)
+    rounded = round(exact, digits)
+    return f"{rounded:+.{digits}f}" if rounded else "0"
 
 
 def rate_and_points(found: Cell | Mean | None) -> str:

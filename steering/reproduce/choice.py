@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steering.compare_report import Table, points
-from steering.reproduce.contrast import Contrast, contrast
+from steering.compare_report import Table, signed
+from steering.reproduce.contrast import Contrast, contrast, points
 from steering.reproduce.plan import ADAPTING, BOTH, BOTH_RANDOM, FEW, HEADS, VLM, VLM_RANDOM, Arm
 from steering.reproduce.published import MARGIN
 from steering.results import Entry
@@ -46,8 +46,8 @@ def choice_table(entries: Sequence[Entry]) -> Table:
     ]
     note = (
         f"{_left_out(entries)} The same: every difference of {100 * MARGIN:.3g} points or more is excluded. Open: "
-        f"neither zero nor that is. One draw: random heads that may be lucky ones, so no finding. `k{FEW}` trains "
-        f"{FEW} heads instead of {HEADS}.{_draws(entries)}"
+        "neither zero nor that is. One training of each excludes nothing: its luck is in no interval. One draw: random "
+        f"heads that may be lucky ones, so no finding. `k{FEW}` trains {FEW} heads instead of {HEADS}.{_draws(entries)}"
     )
     if not rows:
         rows = [("no choice of heads was run against another yet", "", "", "", "", "")]
@@ -89,5 +89,10 @@ def _draws(entries: Sequence[Entry]) -> str:
 
 
 def _excluded(c: Contrast) -> str:
-    low, high = 100 * c.difference.low, 100 * c.difference.high
-    return f"gains above {max(high, 0):.0f}, losses above {max(-low, 0):.0f}"
+    if not c.several:
+        return ""
+    gains, losses = (
+        signed(max(bound, 0), lines=(0, MARGIN)).removeprefix("+")
+        for bound in (c.difference.high, -c.difference.low)
+    )
+    return f"gains above {gains}, losses above {losses}"

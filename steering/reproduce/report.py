@@ -19,20 +19,23 @@ from steering.compare_report import (
     ends,
     markdown_table,
     parameters_table,
-    points,
     rate,
     rate_and_points,
+    signed,
 )
 from steering.reproduce.advice import advice, headlines
 from steering.reproduce.choice import choice_table
 from steering.reproduce.claims import (
     MAIN_NAMES,
     NO_DATA,
+    NOT_EXCLUDED,
+    NOT_SHOWN,
     OPPOSITE,
     REPRODUCES,
     Claim,
     claims,
 )
+from steering.reproduce.contrast import points
 from steering.reproduce.coverage import Covered, coverage, partly_tried
 from steering.reproduce.plan import (
     BOTH,
@@ -107,7 +110,8 @@ def in_short(found: Sequence[Claim]) -> list[str]:
                 else f" ({'; '.join(f'{c.compared}{_effect_in_words(c)}' for c in there)})"
             )
             parts.append(f"{words.get(verdict or '', 'not shown')} in {len(there)} of {len(ours)}{named}")
-        said.append(f"**{claim[0].upper()}{claim[1:]}**: {'; '.join(parts)}.")
+        whose = "" if ours[0].theirs else " (no claim of the paper)"
+        said.append(f"**{claim[0].upper()}{claim[1:]}**{whose}: {'; '.join(parts)}.")
     return said
 
 
@@ -120,6 +124,7 @@ def _by_claim(found: Sequence[Claim]) -> dict[str, list[Claim]]:
 
 def _counted(found: Sequence[Claim]) -> str:
     """Of the paper's claims, which hold in every comparison, in some, in none."""
+    found = [c for c in found if c.theirs]
     groups = _by_claim(found)
     holds = {claim: sum(c.verdict == REPRODUCES for c in ours) for claim, ours in groups.items()}
     kinds = {
@@ -134,7 +139,12 @@ def _counted(found: Sequence[Claim]) -> str:
 
 
 def _effect_in_words(claim: Claim) -> str:
-    return f": {effect(claim)}" if claim.effect else ""
+    """The effect, and the reason of a verdict that the interval does not give away."""
+    said = f": {effect(claim)}" if claim.effect else ""
+    if claim.verdict in (REPRODUCES, OPPOSITE):
+        return f"{said}, one training of each" if claim.lucky else said
+    clear = claim.verdict in (NOT_SHOWN, NOT_EXCLUDED, NO_DATA)
+    return said if clear else f"{said}, {claim.verdict.partition(': ')[2]}"
 
 
 def effect(claim: Claim) -> str:
@@ -165,20 +175,22 @@ def limits(entries: Sequence[Entry]) -> list[str]:
 
 def _one_training(entries: Sequence[Entry]) -> list[str]:
     """Where intervals contain the luck of training, which one training cannot show."""
-    seeds: dict[tuple[bool, str], set[int]] = {}
+    seeds: dict[tuple[bool, str], dict[tuple[str, str], set[int]]] = {}
     for e in entries:
         if e.result.trainable_parameters:
-            seeds.setdefault((e.result.suite == IN_DOMAIN, e.arm), set()).add(e.result.settings["seed"])
-    if all(len(found) > 1 for found in seeds.values()):
+            cells = seeds.setdefault((e.result.suite == IN_DOMAIN, e.arm), {})
+            cells.setdefault((e.result.task, e.result.suite), set()).add(e.result.settings["seed"])
+    several = {arm: min(map(len, cells.values())) > 1 for arm, cells in seeds.items()}
+    if all(several.values()):
         return []
     said = []
     for in_domain, where in ((True, "in-domain"), (False, "under perturbation and on other tasks")):
-        arms = {arm: found for (inside, arm), found in seeds.items() if inside == in_domain}
+        arms = [has for (inside, _), has in several.items() if inside == in_domain]
         if arms:
-            said.append(f"{where} {sum(len(found) > 1 for found in arms.values())} of {len(arms)}")
+            said.append(f"{where} {sum(arms)} of {len(arms)}")
     return [
         "An interval contains the luck of training only where arms have several seeds, as the tables say; arms that "
-        f"do: {', '.join(said)}."
+        f"do on every task: {', '.join(said)}."
     ]
 
 
@@ -192,7 +204,7 @@ def _opening(plan: Plan) -> str:
         "docs/reproduce.md says what the other arms are. Rates are percent, differences are points with paired 95 % "
         "intervals in brackets; n counts paired rollouts. A difference matters "
         f"here if it is as large as the smaller mean advantage over LoRA that the paper claims: {100 * MARGIN:.3g} "
-        "points."
+        "points. A bound has decimals where rounding would hide on which side of this, or of zero, it is."
     )
 
 
@@ -219,14 +231,20 @@ def _done(c: Covered) -> str:
 
 
 def claims_table(found: Sequence[Claim]) -> Table:
-    rows = [(c.says, c.compared, c.paper, effect(c), c.n, f"**{c.verdict}**") for c in found]
+    rows = [(c.says, c.compared, c.paper, effect(c), c.n, f"**{_verdict(c)}**") for c in found]
     note = (
         f"The paper's effects are of a real arm, in points, from {TRIALS} rollouts a cell, without intervals. `lora` "
         f"has LeRobot's default targets; theirs trains every part of the policy, hence its count, and "
         f"`{LORA_EVERYWHERE.name}` every linear layer of vlm and expert. Time is the "
-        "processor's, for other jobs shared the machine; `benchmarks/results/training.json` has an idle one's."
+        "processor's, for other jobs shared the machine; these slow the processor, too, so a seed's trainings, which "
+        "ran together, count as one. `benchmarks/results/training.json` has an idle machine's."
     )
     return Table("Claims", ("claim", "compared", "paper", "ours", "n", "verdict"), tuple(rows), note)
+
+
+def _verdict(claim: Claim) -> str:
+    """What the paper does not claim cannot reproduce."""
+    return "shown" if claim.verdict == REPRODUCES and not claim.theirs else claim.verdict
 
 
 def success_table(entries: Sequence[Entry]) -> Table:
@@ -244,7 +262,7 @@ def success_table(entries: Sequence[Entry]) -> Table:
             if cell and cell.difference:
                 d = cell.difference
                 sign = "" if d.low <= 0 <= d.high else " **+**" if d.low > 0 else " **−**"
-                cells[-1] += f" ({100 * d.value:+.0f}){sign}"
+                cells[-1] += f" ({signed(d.value)}){sign}"
         mean, seeds = arm.success, sorted({c.runs for c in found.cells if c.arm == arm.arm})
         shown = "" if mean is None or arm.tasks < len(tasks) else f"{100 * mean.success.value:.0f}"
         if shown and mean and mean.difference:
@@ -311,12 +329,13 @@ def cost_table(compared: Comparison) -> Table:
     ]
     note = (
         "Seconds: fastest and slowest training, on one thread of a shared machine; those of the processor, where they "
-        "were counted, do not contain the waiting for others. Memory: the largest process."
+        "were counted, do not contain the waiting for others, but others slow the processor, too. Memory: the largest "
+        "process."
     )
     header = (
         "arm",
         "trained parameters",
-        "times fewer than lora",
+        "lora's / its",
         "training seconds",
         "processor seconds",
         "peak memory, MB",

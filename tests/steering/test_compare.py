@@ -14,9 +14,10 @@ import robosteer
 from interp.errors import UsageError
 from steering import compare_figures, compare_report
 from steering.compare import compare
+from steering.compare_report import points
 from steering.episode import Episode
 from steering.results import Result, save_result
-from steering.stats import paired_bootstrap, wilson
+from steering.stats import Interval, paired_bootstrap, wilson
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +228,22 @@ def test_what_cannot_be_paired_or_read_is_noted_and_the_rest_compared(tmp_path: 
     ):
         with pytest.raises(UsageError, match=message):
             compare([path])
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "said"),
+    [
+        (-0.041, -0.003, 0.0, "0 [-4, 0]"),  # zero has no sign
+        (0.003, 0.12, 0.25, "+12 [+0.3, +25]"),  # beyond zero, and seen to be
+        (-0.0004, 0.0, 1e-17, "0 [-0.04, 0]"),
+        (-0.02, 0.02, 0.068, "+2 [-2, +6.8]"),  # the margin is not reached
+        (-0.07, 0.01, 0.0733, "+1 [-7, +7.3]"),
+    ],
+)
+def test_a_bound_shows_its_side_of_zero_and_of_the_margin(
+    low: float, value: float, high: float, said: str
+) -> None:
+    assert points(Interval(value, low, high), lines=(-0.07, 0, 0.07)) == said
 
 
 def test_an_arm_without_all_tasks_gets_no_mean_beside_the_others(results: Path, tmp_path: Path) -> None:
