@@ -30,7 +30,7 @@ def select(a: Namespace) -> None:
     from interp.heads import Head
     from interp.knn import KnnSettings, best_add, topk
     from interp.runs import check_name, read_json
-    from steering.headset import HeadSet, best_heads, parse_heads, random_heads, united, worst_heads
+    from steering.headset import HeadSet, best_heads, parse_heads, random_everywhere, united, worst_heads
 
     if a.name:  # before anything is computed for it
         check_name(a.name, "name of the selection")
@@ -52,8 +52,8 @@ def select(a: Namespace) -> None:
         given.check(run.spec, run.policy)
         name, chosen = a.name or "by-hand", given
     elif a.by == "random":
-        parts = [random_heads(run.spec, a.top, tower, a.seed, run.policy) for tower in a.tower]
-        name, chosen = a.name or f"random-{a.top}", united(parts)
+        chosen = random_everywhere(run.spec, dict.fromkeys(a.tower, a.top), a.seed, run.policy)
+        name = a.name or f"random-{a.top}"
     else:
         method = a.method or "knn"
         scores, name = run.read_scores(method), a.name or f"{a.by}-{a.top}"

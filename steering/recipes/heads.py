@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from interp.errors import UsageError
-from steering.headset import HeadSet, generic_heads, random_heads, united, worst_heads
+from steering.headset import HeadSet, generic_heads, random_everywhere, united, worst_heads
 from steering.recipes.adaptation import Adaptation, Given
 from steering.slices import attach
 
@@ -13,12 +13,10 @@ def aligned(given: Given) -> Adaptation:
 
 
 def random_k(given: Given) -> Adaptation:
-    fingerprint = given.policy.fingerprint
-    parts = [
-        random_heads(given.policy.spec, k, tower, given.seed, fingerprint)
-        for tower, k in given.heads_per_tower().items()
-    ]
-    return sliced(given, united(parts))
+    policy = given.policy
+    return sliced(
+        given, random_everywhere(policy.spec, given.heads_per_tower(), given.seed, policy.fingerprint)
+    )
 
 
 def bottom_k(given: Given) -> Adaptation:
