@@ -106,7 +106,7 @@ def finetune(
     ranks = Ranks(next(policy.module.parameters()).device)
     ranks.share(recipe.batch)
     base = {"source": policy.source, "fingerprint": policy.fingerprint}
-    adaptation = adapt(policy, recipe, heads, scores, seed, others)
+    adaptation = adapt(policy, recipe, heads, scores, seed, others, demos.fingerprint)
     with ExitStack() as held:
         try:
             with _one_line_of_disk_errors(directory / CHECKPOINT):

@@ -38,7 +38,8 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class Given:
-    """What a function that applies a recipe may draw on. `others`: scores from other tasks."""
+    """What a function that applies a recipe may draw on. `others`: scores from other tasks; `data`: the
+    demonstrations that will be trained on, by fingerprint, if they are known."""
 
     policy: Policy
     recipe: Recipe
@@ -48,6 +49,7 @@ class Given:
     seed: int
 
     def head_set(self) -> HeadSet:
+    data: str | None = None
         if self.heads is None:
             raise UsageError(
                 f"recipe {self.recipe.name} needs a head set: choose heads first (`robosteer select`)"

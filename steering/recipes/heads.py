@@ -31,10 +31,10 @@ def generic_k(given: Given) -> Adaptation:
         raise UsageError(
             "recipe generic-k needs head scores of other tasks: name their runs (`robosteer finetune --others`)"
         )
-    heads = given.head_set()
-    if heads.data is not None and any(scores.data == heads.data for scores in given.others):
+    own = {given.head_set().data, given.data} - {None}
+    if found := [scores.data for scores in given.others if scores.data in own]:
         raise UsageError(
-            f"recipe generic-k: scores of {heads.data}, the task of the head set itself, are among the "
+            f"recipe generic-k: scores of {found[0]}, the task that is trained itself, are among the "
             "others: leave that run out"
         )
     parts = [generic_heads(given.others, k, tower) for tower, k in given.heads_per_tower().items()]
