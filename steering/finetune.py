@@ -348,6 +348,13 @@ def _claim(directory: Path, request: Mapping[str, Any], ranks: Ranks) -> None:
     """Take a new directory for this training, or go on with one that was made by the same request."""
     path = directory / RECIPE
     if not path.exists():
+
+
+def _differing(had: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, str]:
+    """Of two recipes the settings that are not the same, as a user writes them."""
+    names = [name for name in asked if asked[name] != had.get(name)]
+    said = [", ".join(f"{name}={of.get(name)}" for name in names) for of in (had, asked)]
+    return said[0], said[1]
         ranks.wait()  # until nobody will take the new file for an earlier training's
         if ranks.first:
             write_json(path, request)
@@ -355,9 +362,11 @@ def _claim(directory: Path, request: Mapping[str, Any], ranks: Ranks) -> None:
     earlier = read_json(path)
     settings = Recipe.from_json(earlier.get("recipe", {})).to_json()  # with those that came later
     for what, value in request.items():
-        had = settings if what == "recipe" else earlier.get(what)
-        if had != value:
+        had, asked = settings if what == "recipe" else earlier.get(what), value
+        if had != asked:
+            if what == "recipe":
+                had, asked = _differing(settings, value)
             raise UsageError(
-                f"{directory} holds a training with {what} {had}, not {value}: "
+                f"{directory} holds a training with {what} {had}, not {asked}: "
                 "give another directory, or the same settings to go on"
             )
