@@ -125,7 +125,7 @@ def finetune(a: Namespace) -> None:
     if is_first():
         count = sum(done.summary["trainable_parameters"].values())
         print(f"{directory / 'policy'}: {count:,} parameters trained")
-        for average in retain(directory, a.retain):
+        for average in retain(directory, a.retain, a.policy):
             print(average / "policy")
 
 

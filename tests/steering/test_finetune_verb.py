@@ -1,6 +1,7 @@
 """Promises of `robosteer finetune`: settings reach the recipe, averages come out, bad input is one line, status 2."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,15 @@ def test_bad_input_is_one_line_and_leaves_no_job(
     assert len(said) == 1
     assert message in said[0]
     assert not any((run.path / "jobs").glob("*"))
+
+
+def test_a_base_that_has_moved_is_averaged_with(run: Run, tiny_policy_dir: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_policy_dir, tmp_path / "first")
+    assert finetune(run, *QUICK, "--policy", tmp_path / "first") == 0
+    (tmp_path / "first").rename(moved)
+    assert finetune(run, *QUICK, "--policy", moved, "--retain", "0.5") == 0
+    assert (run.path / "jobs/aligned-retain-0.5/policy").is_dir()
 
 
 def test_a_loss_that_is_not_a_number_is_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
