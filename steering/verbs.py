@@ -96,13 +96,13 @@ def _select_takes(p: ArgumentParser) -> None:
 
 def finetune(a: Namespace) -> None:
     """Train what a recipe says, by default the chosen heads' query rows and output columns, on the demonstrations."""
-    from interp.runs import check_name
     from steering.finetune import finetune as train
     from steering.ranks import is_first, local_device
+    from steering.recipe import check_job
     from steering.recipes import PUBLISHED, Recipe
     from steering.retain import check_coefficients, retain
 
-    name = check_name(a.name or a.recipe, "name of the job")
+    name = check_job(a.name or a.recipe)
     run = open_run(a.run)
     check_coefficients(a.retain)
     settings = {k: getattr(a, k) for k in ("steps", "lr", "form") if getattr(a, k) is not None}

@@ -75,6 +75,7 @@ def test_settings_reach_the_recipe_and_averages_come_out(
         (("--set", "steps=1.5"), "recipe setting steps = 1.5: it must be a whole number"),
         (("--device", "gpu"), "device gpu: known are cpu, cuda, cuda:1, mps"),
         (("--heads", "nobody"), "nobody does not exist"),
+        (("--name", "base"), "name of the job 'base': it is that of the base policy's results"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_job(
