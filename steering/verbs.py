@@ -136,7 +136,7 @@ def _finetune_takes(p: ArgumentParser) -> None:
         default="aligned",
         help="aligned, paper, all-heads, random-k, bottom-k, generic-k, ffn-only, lora or full (docs/recipes.md)",
     )
-    p.add_argument("--heads", help="a selection of the run, or a heads file")
+    p.add_argument("--heads", help="a selection of the run, a heads file, or expert.L3H5,expert.L4H0")
     p.add_argument("--name", help="name of the job (the recipe by default)")
     p.add_argument("--policy", help="the run's own by default")
     p.add_argument("--demos", help="the run's own by default")
@@ -354,10 +354,22 @@ def _compare_takes(p: ArgumentParser) -> None:
 
 
 def _heads(name: str, run: Run, policy: Policy) -> HeadSet:
-    """A selection of the run by name, or a heads file by path."""
-    from steering.headset import read_heads
+    """A selection of the run by name, heads written out, or a heads file by path."""
+    from interp.heads import Head
+    from steering.headset import HeadSet, read_heads
 
-    return read_heads(run.selections.get(name, Path(name)), policy)
+    if name in run.selections:
+        return read_heads(run.selections[name], policy)
+    try:
+        written = tuple(map(Head.parse, name.split(",")))
+    except UsageError:
+        if Path(name).exists():
+            return read_heads(name, policy)
+        raise UsageError(
+            f"--heads {name}: no selection of the run (it has {', '.join(run.selections) or 'none'}), no file, and no "
+            "heads such as expert.L3H5,expert.L4H0"
+        ) from None
+    return HeadSet(written, policy.fingerprint, "by hand", data=run.data)
 
 
 def _variation(pairs: Sequence[str]) -> dict[str, object] | None:
