@@ -29,9 +29,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -51,7 +50,8 @@ from steering.headset import HeadSet
 from steering.memory import PeakMemory
 from steering.progress import Progress
 from steering.ranks import Ranks
-from steering.recipes import Adaptation, Recipe, adapt, trainable
+from steering.recipes import Adaptation, Recipe, adapt
+from steering.training_state import TrainingState
 from testbed.processes import claimed
 
 POLICY, CHECKPOINT, RECIPE, SUMMARY = "policy", "checkpoint.safetensors", "recipe.json", "summary.json"
@@ -171,9 +171,11 @@ def _train(
     peak: PeakMemory,
 ) -> Checkpoint:
     """Leaves the trained parameters in `policy` and in the checkpoint."""
-    state = _State.of(policy, recipe)
+    state = TrainingState.of(policy, recipe)
+    kept = state.parameters, state.optimiser, state.average
     path = directory / CHECKPOINT
-    done = load_checkpoint(path, *state) if path.exists() else Checkpoint(0, 0.0, math.nan)
+    done = load_checkpoint(path, *kept) if path.exists() else Checkpoint(0, 0.0, math.nan)
+    state.round()
     ranks.wait()  # before anybody writes
     if done.step < recipe.steps:
         started, spent = time.perf_counter(), done.processor_seconds - time.process_time()
@@ -201,55 +203,21 @@ def _train(
                 norm = nn.utils.clip_grad_norm_(state.parameters.values(), recipe.clip).item()
                 if not math.isfinite(total + norm):
                     raise _diverged(total, norm, step, path)
-                state.take_step(recipe, step)
-                bar.update(step + 1, loss=total, lr=learning_rate(recipe, step))
+                lr = learning_rate(recipe, step)
+                state.take_step(lr, recipe.ema, step)
+                bar.update(step + 1, loss=total, lr=lr)
 
                 if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps or stop:
                     largest = max(done.peak_memory_mb, peak.so_far())
                     done = Checkpoint(step + 1, bar.seconds, total, largest, spent + time.process_time())
                     if ranks.first:
-                        save_checkpoint(path, done, *state)
+                        save_checkpoint(path, done, *kept)
                 if stop:
                     raise KeyboardInterrupt(
                         f"stopped after step {step + 1} of {recipe.steps}; call it again to resume from {directory}"
                     )
     state.settle()
     return done
-
-
-class _State(NamedTuple):
-    """What a step changes, in the order in which checkpoints take it."""
-
-    parameters: dict[str, nn.Parameter]
-    optimiser: torch.optim.AdamW
-    average: dict[str, Tensor] | None
-
-    @classmethod
-    def of(cls, policy: Policy, recipe: Recipe) -> _State:
-        parameters = trainable(policy)
-        optimiser = torch.optim.AdamW(
-            parameters.values(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
-        )
-        average = {name: p.detach().clone() for name, p in parameters.items()} if recipe.ema else None
-        return cls(parameters, optimiser, average)
-
-    def gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.parameters.values() if p.grad is not None]
-
-    @torch.no_grad()
-    def take_step(self, recipe: Recipe, step: int) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, step)
-        self.optimiser.step()
-        for name, value in (self.average or {}).items():
-            # early on the average follows closely, or it would still hold the start
-            value.lerp_(self.parameters[name], 1 - min(recipe.ema, (1 + step) / (10 + step)))
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        """The average, if one is kept, becomes the weights."""
-        for name, value in (self.average or {}).items():
-            self.parameters[name].copy_(value)
 
 
 def flow_loss(policy: Policy, examples: Examples, draw: Draw, of: int | None = None) -> Float[Tensor, ""]:
