@@ -33,9 +33,10 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UsageError, unknown
-from interp.runs import Run, check_name, read_json, write_json
+from interp.runs import Run, read_json, write_json
 from interp.scores import now
 from steering.headset import HeadSet, write_heads
+from steering.recipe import check_job
 
 SCHEMA = 1
 POINTS = 600  # of a curve on the screen
@@ -59,7 +60,7 @@ class Request:
     options: Mapping[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
-        check_name(self.name, "name of the job")
+        check_job(self.name)
 
 
 @dataclass(frozen=True)

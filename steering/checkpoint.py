@@ -1,6 +1,6 @@
 """Training checkpoints: one safetensors file that holds everything the next step depends on.
 
-    parameter/<name>      trained parameters (only those: the rest is the base policy)
+    parameter/<name>      trained parameters (only those: the rest is the base policy), in float32 at least
     exp_avg/<name>, ...   the optimiser's state, one tensor a key of AdamW
     average/<name>        their average over the steps, if the recipe keeps one
     metadata "robosteer"  JSON: the fields of `Checkpoint`
@@ -83,7 +83,7 @@ def load_checkpoint(
                 if average is not None:
                     average[name].copy_(tensor)
             else:
-                state[name][kind] = tensor.to(parameters[name].device) if tensor.ndim else tensor
+                state[name][kind] = tensor.to(parameters[name]) if tensor.ndim else tensor
     for name, parameter in parameters.items():
         if state[name]:  # a parameter that never had a gradient has none
             optimiser.state[parameter] = state[name]

@@ -29,9 +29,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -49,13 +48,17 @@ from steering.draws import Draw
 from steering.frames import Examples, TrainingFrames
 from steering.headset import HeadSet
 from steering.memory import PeakMemory
+from steering.precision import rounded_off
 from steering.progress import Progress
 from steering.ranks import Ranks
-from steering.recipes import Adaptation, Recipe, adapt, trainable
+from steering.recipes import Adaptation, Recipe, adapt
+from steering.training_state import TrainingState
 from testbed.processes import claimed
 
 POLICY, CHECKPOINT, RECIPE, SUMMARY = "policy", "checkpoint.safetensors", "recipe.json", "summary.json"
 LOCK = "lock"
+LOST = 0.05
+"""Share of a change that rounding may take before it is said."""
 
 
 class TrainingError(UsageError):
@@ -105,8 +108,9 @@ def finetune(
     warn_if_unlike_training(policy, demos)
     ranks = Ranks(next(policy.module.parameters()).device)
     ranks.share(recipe.batch)
+    show = progress and ranks.first
     base = {"source": policy.source, "fingerprint": policy.fingerprint}
-    adaptation = adapt(policy, recipe, heads, scores, seed, others)
+    adaptation = adapt(policy, recipe, heads, scores, seed, others, demos.fingerprint)
     with ExitStack() as held:
         try:
             with _one_line_of_disk_errors(directory / CHECKPOINT):
@@ -117,7 +121,6 @@ def finetune(
                 if (directory / SUMMARY).exists():
                     adaptation.remove()
                     return _finished(directory, adaptation)
-                show = progress and ranks.first
                 if show:
                     tqdm.write(str(adaptation), file=sys.stderr)
                 with PeakMemory() as peak:
@@ -127,6 +130,9 @@ def finetune(
         except BaseException:
             adaptation.remove()
             raise
+        lost = _lost_in_merging(adaptation)
+        if show and lost:
+            tqdm.write(lost, file=sys.stderr)
         adaptation.merge()
         if ranks.first:
             with _one_line_of_disk_errors(directory / CHECKPOINT):
@@ -137,7 +143,7 @@ def finetune(
                 "base": base,
                 "demonstrations": demos.describe(),
                 "trainable_parameters": dict(adaptation.groups),
-                "notes": list(adaptation.notes),
+                "notes": [*adaptation.notes, *filter(None, [lost])],
                 "loss": done.loss,
                 "seconds": round(done.seconds, 3),
                 "processor_seconds": round(done.processor_seconds, 3),
@@ -150,6 +156,17 @@ def finetune(
     finished = _finished(directory, adaptation)
     policy.fingerprint = finished.policy.fingerprint  # no longer the base's
     return finished
+
+
+def _lost_in_merging(adaptation: Adaptation) -> str:
+    """What is to be said of it, if anything."""
+    lost = rounded_off(adaptation.changes())
+    return (
+        f"merged into weights of less precision than float32, {lost:.0%} of the trained change was rounded off: "
+        "a higher learning rate or more steps lose less"
+        if lost > LOST
+        else ""
+    )
 
 
 def _finished(directory: Path, adaptation: Adaptation) -> Finetuned:
@@ -171,9 +188,11 @@ def _train(
     peak: PeakMemory,
 ) -> Checkpoint:
     """Leaves the trained parameters in `policy` and in the checkpoint."""
-    state = _State.of(policy, recipe)
+    state = TrainingState.of(policy, recipe)
+    kept = state.parameters, state.optimiser, state.average
     path = directory / CHECKPOINT
-    done = load_checkpoint(path, *state) if path.exists() else Checkpoint(0, 0.0, math.nan)
+    done = load_checkpoint(path, *kept) if path.exists() else Checkpoint(0, 0.0, math.nan)
+    state.round()
     ranks.wait()  # before anybody writes
     if done.step < recipe.steps:
         started, spent = time.perf_counter(), done.processor_seconds - time.process_time()
@@ -201,55 +220,21 @@ def _train(
                 norm = nn.utils.clip_grad_norm_(state.parameters.values(), recipe.clip).item()
                 if not math.isfinite(total + norm):
                     raise _diverged(total, norm, step, path)
-                state.take_step(recipe, step)
-                bar.update(step + 1, loss=total, lr=learning_rate(recipe, step))
+                lr = learning_rate(recipe, step)
+                state.take_step(lr, recipe.ema, step)
+                bar.update(step + 1, loss=total, lr=lr)
 
                 if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps or stop:
                     largest = max(done.peak_memory_mb, peak.so_far())
                     done = Checkpoint(step + 1, bar.seconds, total, largest, spent + time.process_time())
                     if ranks.first:
-                        save_checkpoint(path, done, *state)
+                        save_checkpoint(path, done, *kept)
                 if stop:
                     raise KeyboardInterrupt(
                         f"stopped after step {step + 1} of {recipe.steps}; call it again to resume from {directory}"
                     )
     state.settle()
     return done
-
-
-class _State(NamedTuple):
-    """What a step changes, in the order in which checkpoints take it."""
-
-    parameters: dict[str, nn.Parameter]
-    optimiser: torch.optim.AdamW
-    average: dict[str, Tensor] | None
-
-    @classmethod
-    def of(cls, policy: Policy, recipe: Recipe) -> _State:
-        parameters = trainable(policy)
-        optimiser = torch.optim.AdamW(
-            parameters.values(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
-        )
-        average = {name: p.detach().clone() for name, p in parameters.items()} if recipe.ema else None
-        return cls(parameters, optimiser, average)
-
-    def gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.parameters.values() if p.grad is not None]
-
-    @torch.no_grad()
-    def take_step(self, recipe: Recipe, step: int) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, step)
-        self.optimiser.step()
-        for name, value in (self.average or {}).items():
-            # early on the average follows closely, or it would still hold the start
-            value.lerp_(self.parameters[name], 1 - min(recipe.ema, (1 + step) / (10 + step)))
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        """The average, if one is kept, becomes the weights."""
-        for name, value in (self.average or {}).items():
-            self.parameters[name].copy_(value)
 
 
 def flow_loss(policy: Policy, examples: Examples, draw: Draw, of: int | None = None) -> Float[Tensor, ""]:
@@ -355,9 +340,18 @@ def _claim(directory: Path, request: Mapping[str, Any], ranks: Ranks) -> None:
     earlier = read_json(path)
     settings = Recipe.from_json(earlier.get("recipe", {})).to_json()  # with those that came later
     for what, value in request.items():
-        had = settings if what == "recipe" else earlier.get(what)
-        if had != value:
+        had, asked = settings if what == "recipe" else earlier.get(what), value
+        if had != asked:
+            if what == "recipe":
+                had, asked = _differing(settings, value)
             raise UsageError(
-                f"{directory} holds a training with {what} {had}, not {value}: "
+                f"{directory} holds a training with {what} {had}, not {asked}: "
                 "give another directory, or the same settings to go on"
             )
+
+
+def _differing(had: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, str]:
+    """Of two recipes the settings that are not the same, as a user writes them."""
+    names = [name for name in asked if asked[name] != had.get(name)]
+    said = [", ".join(f"{name}={of.get(name)}" for name in names) for of in (had, asked)]
+    return said[0], said[1]

@@ -12,7 +12,8 @@ Heads file (JSON):
 we write them too, whenever all heads lie in one tower, so that the published code reads our files.
 
 Selections of one tower: `best_heads`, `worst_heads` from scores, `generic_heads` from the scores of several tasks,
-`random_heads` from the policy's shape and a seed; `united` makes one set of several. Dead heads (output without
+`random_heads` from the policy's shape and a seed; `united` makes one set of several, `random_everywhere` one of
+several towers' random heads. Dead heads (output without
 effect, such as the last vlm layer's) are never chosen and never accepted.
 """
 
@@ -106,12 +107,30 @@ def worst_heads(scores: HeadScores, k: int, tower: str) -> HeadSet:
     return _scored(scores, ranked[::-1][:k], f"{scores.method} (bottom)")
 
 
-def random_heads(spec: PolicySpec, k: int, tower: str, seed: int, policy: str | None = None) -> HeadSet:
-    """k live heads of a tower, uniformly and without replacement: the control for whether choice matters."""
+def random_heads(
+    spec: PolicySpec, k: int, tower: str, seed: int, policy: str | None = None, place: int = 0
+) -> HeadSet:
+    """k live heads of a tower, uniformly and without replacement: the control for whether choice matters.
+
+    `place`: which draw of the seed; two towers that share one get the same indices (`random_everywhere`).
+    """
     live = spec.live_heads([tower])
     _check_k(k, len(live), tower)
-    picks = np.random.default_rng(check_seed(seed)).choice(len(live), size=k, replace=False)
+    generator = np.random.default_rng([check_seed(seed), place] if place else check_seed(seed))
+    picks = generator.choice(len(live), size=k, replace=False)
     return HeadSet(tuple(live[i] for i in picks), policy=policy, method=f"random (seed {seed})")
+
+
+def random_everywhere(
+    spec: PolicySpec, per_tower: Mapping[str, int], seed: int, policy: str | None = None
+) -> HeadSet:
+    """So many live heads of each tower, every tower's drawn independently; the first's are `random_heads`'s."""
+    return united(
+        [
+            random_heads(spec, k, tower, seed, policy, place)
+            for place, (tower, k) in enumerate(per_tower.items())
+        ]
+    )
 
 
 def generic_heads(others: Sequence[HeadScores], k: int, tower: str) -> HeadSet:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from interp.errors import UsageError, unknown
+from interp.runs import check_name
 
 NAMES = (
     "aligned",
@@ -159,6 +160,13 @@ class Recipe:
             raise unknown("recipe setting", wrong[0], known)
         tuples = {name: tuple(data[name]) for name in ("betas", "projections") if name in data}
         return cls(**{**data, **tuples})
+
+
+def check_job(name: str) -> str:
+    """A training's name is that of its results too, and `base` is the policy's before any training."""
+    if check_name(name, "name of the job") == "base":
+        raise UsageError("name of the job 'base': it is that of the base policy's results; choose another")
+    return name
 
 
 def _as(example: Any, setting: str, value: Any) -> Any:

@@ -23,10 +23,13 @@ from steering.finetune import POLICY, SUMMARY
 COEFFICIENTS = (0.25, 0.5, 0.75)
 
 
-def retain(job: str | Path, coefficients: Iterable[float] = COEFFICIENTS) -> list[Path]:
+def retain(
+    job: str | Path, coefficients: Iterable[float] = COEFFICIENTS, base: str | Path | None = None
+) -> list[Path]:
     """Write `<job>-retain-<a>/{policy,summary.json}` for every coefficient a; returns those directories.
 
-    What is there already is left alone, so that a sweep can be made finer.
+    What is there already is left alone, so that a sweep can be made finer. `base`: where the base policy is, if it
+    has moved since the training.
     """
     job, coefficients = Path(job), list(coefficients)
     check_coefficients(coefficients)
@@ -36,19 +39,19 @@ def retain(job: str | Path, coefficients: Iterable[float] = COEFFICIENTS) -> lis
     directories = {a: job.with_name(f"{job.name}-retain-{a:g}") for a in coefficients}
     missing = {a: d for a, d in directories.items() if not _holds(d, summary["policy"])}
     if missing:
-        base, finetuned = load_policy(summary["base"]["source"]), load_policy(job / POLICY)
-        for policy, fingerprint in ((base, summary["base"]["fingerprint"]), (finetuned, summary["policy"])):
+        start, finetuned = load_policy(base or summary["base"]["source"]), load_policy(job / POLICY)
+        for policy, fingerprint in ((start, summary["base"]["fingerprint"]), (finetuned, summary["policy"])):
             if policy.fingerprint != fingerprint:
                 raise UsageError(
                     f"{policy.source} is {policy.fingerprint} now, but {job} was trained with {fingerprint}"
                 )
-        start = {name: p.detach().clone() for name, p in base.module.named_parameters()}
+        before = {name: p.detach().clone() for name, p in start.module.named_parameters()}
         end = dict(finetuned.module.named_parameters())
         for a, directory in missing.items():
             with torch.no_grad():
-                for name, p in base.module.named_parameters():
-                    p.copy_(torch.lerp(start[name], end[name], a))
-            base.save(directory / POLICY)
+                for name, p in start.module.named_parameters():
+                    p.copy_(torch.lerp(before[name], end[name], a))
+            start.save(directory / POLICY)
             recipe = {
                 **summary["recipe"],
                 "name": "retain",

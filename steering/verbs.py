@@ -30,7 +30,7 @@ def select(a: Namespace) -> None:
     from interp.heads import Head
     from interp.knn import KnnSettings, best_add, topk
     from interp.runs import check_name, read_json
-    from steering.headset import HeadSet, best_heads, parse_heads, random_heads, united, worst_heads
+    from steering.headset import HeadSet, best_heads, parse_heads, random_everywhere, united, worst_heads
 
     if a.name:  # before anything is computed for it
         check_name(a.name, "name of the selection")
@@ -52,8 +52,8 @@ def select(a: Namespace) -> None:
         given.check(run.spec, run.policy)
         name, chosen = a.name or "by-hand", given
     elif a.by == "random":
-        parts = [random_heads(run.spec, a.top, tower, a.seed, run.policy) for tower in a.tower]
-        name, chosen = a.name or f"random-{a.top}", united(parts)
+        chosen = random_everywhere(run.spec, dict.fromkeys(a.tower, a.top), a.seed, run.policy)
+        name = a.name or f"random-{a.top}"
     else:
         method = a.method or "knn"
         scores, name = run.read_scores(method), a.name or f"{a.by}-{a.top}"
@@ -96,13 +96,13 @@ def _select_takes(p: ArgumentParser) -> None:
 
 def finetune(a: Namespace) -> None:
     """Train what a recipe says, by default the chosen heads' query rows and output columns, on the demonstrations."""
-    from interp.runs import check_name
     from steering.finetune import finetune as train
     from steering.ranks import is_first, local_device
+    from steering.recipe import check_job
     from steering.recipes import PUBLISHED, Recipe
     from steering.retain import check_coefficients, retain
 
-    name = check_name(a.name or a.recipe, "name of the job")
+    name = check_job(a.name or a.recipe)
     run = open_run(a.run)
     check_coefficients(a.retain)
     settings = {k: getattr(a, k) for k in ("steps", "lr", "form") if getattr(a, k) is not None}
@@ -125,7 +125,7 @@ def finetune(a: Namespace) -> None:
     if is_first():
         count = sum(done.summary["trainable_parameters"].values())
         print(f"{directory / 'policy'}: {count:,} parameters trained")
-        for average in retain(directory, a.retain):
+        for average in retain(directory, a.retain, a.policy):
             print(average / "policy")
 
 
@@ -136,7 +136,7 @@ def _finetune_takes(p: ArgumentParser) -> None:
         default="aligned",
         help="aligned, paper, all-heads, random-k, bottom-k, generic-k, ffn-only, lora or full (docs/recipes.md)",
     )
-    p.add_argument("--heads", help="a selection of the run, or a heads file")
+    p.add_argument("--heads", help="a selection of the run, a heads file, or expert.L3H5,expert.L4H0")
     p.add_argument("--name", help="name of the job (the recipe by default)")
     p.add_argument("--policy", help="the run's own by default")
     p.add_argument("--demos", help="the run's own by default")
@@ -354,10 +354,22 @@ def _compare_takes(p: ArgumentParser) -> None:
 
 
 def _heads(name: str, run: Run, policy: Policy) -> HeadSet:
-    """A selection of the run by name, or a heads file by path."""
-    from steering.headset import read_heads
+    """A selection of the run by name, heads written out, or a heads file by path."""
+    from interp.heads import Head
+    from steering.headset import HeadSet, read_heads
 
-    return read_heads(run.selections.get(name, Path(name)), policy)
+    if name in run.selections:
+        return read_heads(run.selections[name], policy)
+    try:
+        written = tuple(map(Head.parse, name.split(",")))
+    except UsageError:
+        if Path(name).exists():
+            return read_heads(name, policy)
+        raise UsageError(
+            f"--heads {name}: no selection of the run (it has {', '.join(run.selections) or 'none'}), no file, and no "
+            "heads such as expert.L3H5,expert.L4H0"
+        ) from None
+    return HeadSet(written, policy.fingerprint, "by hand", data=run.data)
 
 
 def _variation(pairs: Sequence[str]) -> dict[str, object] | None:

@@ -72,12 +72,13 @@ def adapt(
     scores: HeadScores | None = None,
     seed: int = 0,
     others: Sequence[HeadScores] = (),
+    data: str | None = None,
 ) -> Adaptation:
     """Freeze the policy, make trainable what the recipe says, and leave its outputs unchanged for now.
 
     `heads` gives aligned and paper their heads, and the controls their number of heads a tower; `scores`
-    gives bottom-k its order; `others` are scores from other tasks for generic-k; `seed` draws random heads
-    and low-rank factors.
+    gives bottom-k its order; `others` are scores from other tasks for generic-k, none of them of `data`, the
+    fingerprint of what will be trained on; `seed` draws random heads and low-rank factors.
     """
     if heads is not None:
         heads.check(policy.spec, policy.fingerprint)
@@ -87,4 +88,4 @@ def adapt(
                 f"scores are for policy {scored.policy}, but this policy is {policy.fingerprint}: rank again"
             )
     policy.module.requires_grad_(False)
-    return ADAPTERS[recipe.name](Given(policy, recipe, heads, scores, others, seed))
+    return ADAPTERS[recipe.name](Given(policy, recipe, heads, scores, others, seed, data))

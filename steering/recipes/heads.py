@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from interp.errors import UsageError
-from steering.headset import HeadSet, generic_heads, random_heads, united, worst_heads
+from steering.headset import HeadSet, generic_heads, random_everywhere, united, worst_heads
 from steering.recipes.adaptation import Adaptation, Given
 from steering.slices import attach
 
@@ -13,12 +13,10 @@ def aligned(given: Given) -> Adaptation:
 
 
 def random_k(given: Given) -> Adaptation:
-    fingerprint = given.policy.fingerprint
-    parts = [
-        random_heads(given.policy.spec, k, tower, given.seed, fingerprint)
-        for tower, k in given.heads_per_tower().items()
-    ]
-    return sliced(given, united(parts))
+    policy = given.policy
+    return sliced(
+        given, random_everywhere(policy.spec, given.heads_per_tower(), given.seed, policy.fingerprint)
+    )
 
 
 def bottom_k(given: Given) -> Adaptation:
@@ -33,10 +31,10 @@ def generic_k(given: Given) -> Adaptation:
         raise UsageError(
             "recipe generic-k needs head scores of other tasks: name their runs (`robosteer finetune --others`)"
         )
-    heads = given.head_set()
-    if heads.data is not None and any(scores.data == heads.data for scores in given.others):
+    own = {given.head_set().data, given.data} - {None}
+    if found := [scores.data for scores in given.others if scores.data in own]:
         raise UsageError(
-            f"recipe generic-k: scores of {heads.data}, the task of the head set itself, are among the "
+            f"recipe generic-k: scores of {found[0]}, the task that is trained itself, are among the "
             "others: leave that run out"
         )
     parts = [generic_heads(given.others, k, tower) for tower, k in given.heads_per_tower().items()]
@@ -60,4 +58,4 @@ def sliced(given: Given, heads: HeadSet) -> Adaptation:
         projections=recipe.projections,
         seed=given.seed,
     )
-    return Adaptation(slices.groups(), heads, slices.merge, slices.remove)
+    return Adaptation(slices.groups(), heads, slices.merge, slices.remove, changes=slices.changes)

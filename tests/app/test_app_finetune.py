@@ -119,6 +119,7 @@ def test_what_is_asked_is_what_could_be_typed(real: Run) -> None:
         (Form("aligned", lr=-1.0), "lr = -1"),
         (Form("aligned", seed=-1), "seed -1"),
         (Form("aligned", name="../x"), "name of the job"),
+        (Form("aligned", name="base"), "that of the base policy.s results"),
         (Form("nonsense"), "nonsense"),
     ):
         with pytest.raises(UsageError, match=says):

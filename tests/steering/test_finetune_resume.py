@@ -16,7 +16,7 @@ import pytest
 import torch
 from lerobot_writer import random_episodes, write_dataset
 from safetensors.torch import load_file
-from training_kit import events, run, weights
+from training_kit import SMALL, events, run, weights
 
 from interp.demos import Demonstrations
 from interp.errors import UsageError
@@ -170,6 +170,8 @@ def test_another_training_does_not_take_over_a_directory(
         run(fresh, demos, tmp_path, seed=1)
     with pytest.raises(UsageError, match=r"a training with heads .*L2H0.*, not .*L1H1"):
         run(fresh, demos, tmp_path, heads=HeadSet((Head("expert", 1, 1),)))
+    with pytest.raises(UsageError, match=r"a training with recipe steps=6, lr=0.002, not steps=7, lr=0.1: "):
+        run(fresh, demos, tmp_path, replace(SMALL, steps=7, lr=0.1))
     other = load_policy(other_policy_dir)
     with pytest.raises(UsageError, match=f"with policy {fresh.fingerprint}, not {other.fingerprint}"):
         run(other, demos, tmp_path)

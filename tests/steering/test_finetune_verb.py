@@ -1,6 +1,7 @@
 """Promises of `robosteer finetune`: settings reach the recipe, averages come out, bad input is one line, status 2."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +74,12 @@ def test_settings_reach_the_recipe_and_averages_come_out(
         (("--retain", "0.5", "1.5"), "retain coefficient 1.5"),
         (("--set", "steps=1.5"), "recipe setting steps = 1.5: it must be a whole number"),
         (("--device", "gpu"), "device gpu: known are cpu, cuda, cuda:1, mps"),
-        (("--heads", "nobody"), "nobody does not exist"),
+        (
+            ("--heads", "nobody"),
+            "--heads nobody: no selection of the run (it has chosen), no file, and no heads",
+        ),
+        (("--heads", "expert.L0H3,expert.L0H9"), "expert.L0H9"),
+        (("--name", "base"), "name of the job 'base': it is that of the base policy's results"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_job(
@@ -84,6 +90,21 @@ def test_bad_input_is_one_line_and_leaves_no_job(
     assert len(said) == 1
     assert message in said[0]
     assert not any((run.path / "jobs").glob("*"))
+
+
+def test_heads_can_be_written_out(run: Run) -> None:
+    assert finetune(run, *QUICK, "--heads", "expert.L0H3,expert.L2H0", "--name", "by-hand") == 0
+    asked = json.loads((run.path / "jobs/by-hand/recipe.json").read_text())
+    assert asked["heads"] == ["expert.L0H3", "expert.L2H0"]
+
+
+def test_a_base_that_has_moved_is_averaged_with(run: Run, tiny_policy_dir: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_policy_dir, tmp_path / "first")
+    assert finetune(run, *QUICK, "--policy", tmp_path / "first") == 0
+    (tmp_path / "first").rename(moved)
+    assert finetune(run, *QUICK, "--policy", moved, "--retain", "0.5") == 0
+    assert (run.path / "jobs/aligned-retain-0.5/policy").is_dir()
 
 
 def test_a_loss_that_is_not_a_number_is_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import robosteer
@@ -16,11 +17,13 @@ from steering.headset import (
     HeadSet,
     best_heads,
     parse_heads,
+    random_everywhere,
     random_heads,
     read_heads,
     worst_heads,
     write_heads,
 )
+from steering.recipes import Recipe, adapt
 
 HEADS = (Head("expert", 2, 1), Head("expert", 0, 3))
 
@@ -104,8 +107,7 @@ def test_as_many_heads_of_each_tower_are_one_selection(
     assert robosteer.main([*words, "--by", "random", "--top", "2", "--name", "two"]) == 0
     chosen = read_heads(run.selections["two"], policy)
     assert [head.tower for head in chosen.heads] == ["vlm", "vlm", "expert", "expert"]
-    alone = [random_heads(policy.spec, 2, tower, 0).heads for tower in ("vlm", "expert")]
-    assert chosen.heads == (*alone[0], *alone[1])
+    assert chosen.heads == random_everywhere(policy.spec, {"vlm": 2, "expert": 2}, seed=0).heads
     (tmp_path / "h.json").write_text(json.dumps({"trainable_head_indices": [[0, 0]]}))
     assert robosteer.main([*words, "--heads", str(tmp_path / "h.json")]) == 2
     assert "--tower vlm expert: a heads file is of one tower" in capsys.readouterr().err
@@ -184,6 +186,23 @@ def test_random_heads_are_uniform(policy: Policy) -> None:
             counts[head] += 1
     # 600 draws of 3 of 12: 150 expected for each head, binomial standard deviation 10.6
     assert all(abs(n - 150) < 4 * 10.6 for n in counts.values())
+
+
+def test_random_heads_of_two_towers_are_drawn_independently(policy: Policy) -> None:
+    """Where a tower's first head lies says nothing about the other's: correlation 0, deviation 1 / sqrt 600."""
+    depths = []
+    for seed in range(600):
+        drawn = random_everywhere(policy.spec, {"expert": 2, "vlm": 2}, seed).heads
+        assert drawn[:2] == random_heads(policy.spec, 2, "expert", seed).heads  # as when drawn alone
+        depths.append([4 * drawn[place].layer + drawn[place].index for place in (0, 2)])
+    assert abs(np.corrcoef(np.transpose(depths))[0, 1]) < 4 / np.sqrt(600)
+
+
+def test_the_control_of_two_towers_draws_each_independently(policy: Policy) -> None:
+    mixed = HeadSet((*policy.spec.live_heads(["expert"])[:3], *policy.spec.live_heads(["vlm"])[:3]))
+    adaptation = adapt(policy, Recipe.named("random-k"), mixed, seed=5)
+    assert adaptation.heads is not None
+    assert adaptation.heads.heads == random_everywhere(policy.spec, {"expert": 3, "vlm": 3}, seed=5).heads
 
 
 @pytest.mark.parametrize("k", [0, 13])

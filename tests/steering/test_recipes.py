@@ -174,12 +174,23 @@ def test_generic_heads_need_other_tasks(policy: Policy, scores: HeadScores) -> N
     recipe, own = Recipe.named("generic-k"), replace(HEADS, data=scores.data)
     for others, message in (
         ([], "generic-k needs head scores of other tasks"),
-        ([scores], "scores of demos-0, the task of the head set itself"),
+        ([scores], "scores of demos-0, the task that is trained itself"),
         ([replace(scores, data="a"), replace(scores, data="a")], "two score files are of the same"),
         ([replace(scores, data="a", policy="pi0-0")], "scores are for policy pi0-0"),
     ):
         with pytest.raises(UsageError, match=message):
             adapt(policy, recipe, own, others=others)
+
+
+def test_generic_heads_of_a_set_without_a_task_are_not_those_of_the_training(
+    policy: Policy, scores: HeadScores, demos: Demonstrations, tmp_path: Path
+) -> None:
+    """Published heads files and random sets say nothing of the demonstrations; the training knows its own."""
+    assert HEADS.data is None
+    own = replace(scores, data=demos.fingerprint)
+    with pytest.raises(UsageError, match=f"scores of {demos.fingerprint}, the task that is trained itself"):
+        run(policy, demos, tmp_path, Recipe.named("generic-k"), others=[replace(scores, data="a"), own])
+    assert not any(tmp_path.iterdir())
 
 
 def test_lora_adapts_the_modules_that_lerobot_adapts(
