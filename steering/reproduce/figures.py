@@ -293,12 +293,3 @@ def head_map(
     if title:
         axes.set_title(title, fontsize=6.8)
     return image
-
-
-def ranks(grid: Float[np.ndarray, "layer head"], higher_is_better: bool) -> Float[np.ndarray, "layer head"]:
-    """1 for the best head; NaN where there is no score. One scale for methods of different units."""
-    flat = grid.ravel() if not higher_is_better else -grid.ravel()
-    out = np.full(flat.shape, np.nan)
-    live = np.flatnonzero(np.isfinite(flat))
-    out[live[np.argsort(flat[live], kind="stable")]] = np.arange(1, len(live) + 1)
-    return out.reshape(grid.shape)
