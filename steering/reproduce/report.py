@@ -207,6 +207,7 @@ def coverage_table(found: Sequence[Covered], plan: Plan) -> Table:
     rows = [(c.study, c.question, _done(c), ", ".join(map(str, c.seeds)) or "none") for c in found]
     note = (
         f"A cell is an arm, a task, a training seed and a suite, with n = {plan.n} rollouts; studies share cells. "
+        "A study of several suites counts what it tries beyond in-domain. "
         f"Planned are seeds {', '.join(map(str, plan.seeds))}; {plan.demos} demonstrations and {plan.steps} steps "
         "unless an arm says otherwise."
     )

@@ -24,11 +24,11 @@ from steering.reproduce.choice import choice_contrasts
 from steering.reproduce.claims import NO_DATA, NOT_EXCLUDED, NOT_SHOWN, OPPOSITE, REPRODUCES, Claim, verdict
 from steering.reproduce.contrast import Contrast, contrast, finding
 from steering.reproduce.coverage import coverage
-from steering.reproduce.plan import FULL, Plan
+from steering.reproduce.plan import FULL, TRIED, Plan
 from steering.reproduce.publish import END, START, publish, renew
 from steering.reproduce.records import read_records
 from steering.reproduce.report import in_short, report
-from steering.results import Entry
+from steering.results import IN_DOMAIN, Entry
 from steering.stats import Interval
 from testbed.tasks import TARGETS
 
@@ -272,6 +272,13 @@ def test_coverage_counts_cells_of_the_plan(entries: list[Entry]) -> None:
     done = {c.study: c for c in coverage(PLAN, entries)}
     assert (done["success"].done, done["success"].planned) == (155, 15 * 5 * 2 + 5)
     assert done["success"].seeds == (0, 1)
+    alone = [e for e in entries if e.result.suite == IN_DOMAIN or e.result.settings.get("seed") != 1]
+    beyond = {c.study: c for c in coverage(PLAN, alone)}["robustness"]
+    assert beyond.seeds == (0,)  # in-domain, the second seed is of study success
+    of_a_task = [suite for suite in TRIED if ":" not in suite]  # the base has the others once
+    of_base = 5 * len(of_a_task) + len(TRIED) - len(of_a_task)
+    assert beyond.planned == done["robustness"].done == 15 * 5 * 2 * len(TRIED) + of_base
+    assert beyond.done == 15 * 5 * len(TRIED) + of_base
     first = [e for e in entries if e.result.settings.get("seed") != 1]
     assert {c.study: c for c in coverage(PLAN, first)}["success"].done == 80
     assert all(c.done == 0 for c in coverage(replace(PLAN, n=41), entries))  # too few rollouts are not done
