@@ -49,6 +49,7 @@ from testbed.tasks import TARGETS
 _UNLIKE = (
     "Rows of unlike seeds are not to be compared: contrasts, below, take the seeds that both arms have. "
 )
+NOT_RUN = "Not run yet."
 ABLATIONS = ("heads", "methods", "knn", "tower", "demos", "steps")
 
 
@@ -56,21 +57,19 @@ def report(plan: Plan, entries: Sequence[Entry], results: Path) -> str:
     """The whole page."""
     found = claims(entries, results)
     main = [e for e in entries if e.arm in MAIN_NAMES]
-    compared = compare_entries(main, against="base")
+    compared = compare_entries(main)
     parts = [
         "# Robotic Steering in simulation: what reproduces",
         _opening(plan),
         "## In short\n\n" + _list([*in_short(found), *_one_training(entries), *advice(entries)[:1]]),
         "## What was run\n\n" + markdown_table(coverage_table(coverage(plan, entries), plan)),
         "## The paper's claims\n\n" + markdown_table(claims_table(found)),
-        "## Success\n\n" + markdown_table(success_table(entries)),
+        "## Success\n\n" + _shown(success_table(entries)),
         "## Does it matter which heads?\n\n" + markdown_table(choice_table(entries)),
         "## Under perturbation, on an unseen task, on the pretraining tasks\n\n"
         + _trials(compared, partly_tried(main)),
         "## What it costs\n\n"
-        + markdown_table(cost_table(compared))
-        + "\n\n"
-        + markdown_table(parameters_table(compared)),
+        + "\n\n".join(_shown(made(compared)) for made in (cost_table, parameters_table)),
         *(
             _ablation(plan.study(name), entries)
             for name in ABLATIONS
@@ -85,7 +84,7 @@ def report(plan: Plan, entries: Sequence[Entry], results: Path) -> str:
 def readme_table(entries: Sequence[Entry], results: Path) -> str:
     """What the README shows: success by arm and task, and what to take from it."""
     lines = [*headlines(entries), f"{_counted(claims(entries, results))} [REPORT.md](REPORT.md)."]
-    return f"{markdown_table(success_table(entries))}\n\n{_list(lines)}"
+    return f"{_shown(success_table(entries))}\n\n{_list(lines)}"
 
 
 # ---- words
@@ -232,9 +231,7 @@ def claims_table(found: Sequence[Claim]) -> Table:
 
 def success_table(entries: Sequence[Entry]) -> Table:
     """In-domain success by arm and task in percent, and the difference to the base."""
-    found = compare_entries(
-        [e for e in entries if e.arm in MAIN_NAMES and e.result.suite == IN_DOMAIN], "base"
-    )
+    found = compare_entries([e for e in entries if e.arm in MAIN_NAMES and e.result.suite == IN_DOMAIN])
     tasks = [task for task in TARGETS if task in found.tasks]
     rows = []
     for arm in found.arms:
@@ -261,11 +258,15 @@ def success_table(entries: Sequence[Entry]) -> Table:
     return Table("Success", ("arm", *tasks, "mean", "seeds", "trained parameters"), tuple(rows), note)
 
 
+def _shown(table: Table) -> str:
+    return markdown_table(table) if table.rows else NOT_RUN
+
+
 def _trials(compared: Comparison, left: Sequence[str]) -> str:
     """Means of the arms that were tried under everything, and the names of those that are left out."""
     suites = compared.suites
     if not suites:
-        return "Not run yet."
+        return NOT_RUN
     rows = [
         (
             arm.arm,
