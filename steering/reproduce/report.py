@@ -20,9 +20,9 @@ from steering.compare_report import (
     markdown_table,
     parameters_table,
     points,
-    rate,
     rate_and_points,
 )
+from steering.reproduce.ablation import ablation_table, like_with_like
 from steering.reproduce.advice import advice, headlines
 from steering.reproduce.choice import choice_table
 from steering.reproduce.claims import (
@@ -331,34 +331,7 @@ def _range_of(seconds: tuple[float, float] | None) -> str:
 
 
 def _ablation(study: Study, entries: Sequence[Entry]) -> str:
-    names = {arm.name for arm in study.arms}
-    ours = [
-        e for e in entries if e.arm in names and e.result.suite == IN_DOMAIN and e.result.task in study.tasks
-    ]
-    trained = {e.arm for e in ours if e.arm != "base"}
-    title = f"## {study.question}\n\n"
-    if not trained or "base" not in {e.arm for e in ours}:
-        return f"{title}Study `{study.name}`: not run yet."
-    made = compare_entries(ours, "base")
-    compared = {arm.arm: arm for arm in made.arms}
-    rows = []
-    for arm in study.arms:
-        if (found := compared.get(arm.name)) is None or found.success is None:
-            continue
-        cells = [c for c in made.cells if c.arm == arm.name]
-        rows.append(
-            (
-                arm.name,
-                rate(found.success.success),
-                points(found.success.difference),
-                f"{found.tasks} of {len(study.tasks)}",
-                ends(sorted({c.runs for c in cells})),
-                ends(sorted({c.n for c in cells})),
-            )
-        )
-    left = [arm.name for arm in study.arms if arm.name not in compared]
-    note = f"Mean over {', '.join(study.tasks)}; n: rollouts of a task and seed. Arms with fewer tasks do not compare."
-    if left:
-        note += f" Not run yet: {', '.join(left)}."
-    table = Table(study.name, ("arm", "success", "against base", "tasks", "seeds", "n"), tuple(rows), note)
-    return title + markdown_table(table)
+    found = like_with_like(study, entries)
+    if not any(arm != "base" for arm in found.arms):
+        return f"## {study.question}\n\nStudy `{study.name}`: not run yet."
+    return f"## {study.question}\n\n{markdown_table(ablation_table(found, entries))}"
