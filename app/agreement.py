@@ -20,10 +20,10 @@ from math import atanh, sqrt, tanh
 import numpy as np
 from jaxtyping import Float, Int
 
-from app.views import STABILITY, is_stability, midranks, ordered
+from app.views import STABILITY, is_stability, ordered
 from interp.heads import Head
 from interp.overlap import at_least, chance
-from interp.scores import HeadScores
+from interp.scores import HeadScores, midranks
 
 Z95 = 1.959963984540054
 APPROXIMATE = ("atp", "attribution", "ig")

@@ -161,21 +161,9 @@ class View:
         return list(self.panels) if self.by == "tower" else [self.lead(key)]
 
 
-def midranks(values: Float[np.ndarray, " head"]) -> Float[np.ndarray, " head"]:
-    """Ranks from 1, equal values sharing the mean of their places."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
-
-
 def ranks(scores: HeadScores, tower: str) -> Float[np.ndarray, "layer head"]:
-    """1 is best, whatever the sign of the score; heads with the same score share the mean of their ranks, as nothing
-    ranks them; 0 where there is no score."""
-    value = scores.tower(tower).value
-    scored = np.isfinite(value)
-    out = np.zeros(value.shape)
-    out[scored] = midranks(-value[scored] if scores.higher_is_better else value[scored])
-    return out
+    """Those of `HeadScores.ranks`, 0 where there is no score."""
+    return np.nan_to_num(scores.ranks(tower))
 
 
 def direction(scores: HeadScores) -> str:

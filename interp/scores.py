@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from interp.errors import UsageError, unknown
 from interp.heads import Head
@@ -121,6 +121,15 @@ class HeadScores:
             if np.isfinite(flat[at])
         ]
 
+    def ranks(self, tower: str) -> Grid:
+        """1 is best, whatever the sign; heads with the same score share the mean of their ranks, as nothing ranks them;
+        NaN where there is no score. One scale for methods of different units."""
+        value = self.tower(tower).value
+        scored = np.isfinite(value)
+        out = np.full(value.shape, np.nan)
+        out[scored] = midranks(-value[scored] if self.higher_is_better else value[scored])
+        return out
+
     def best(self, k: int, tower: str) -> list[Head]:
         ranked = self.ranked(tower)
         if not 1 <= k <= len(ranked):
@@ -155,6 +164,13 @@ class HeadScores:
             return cls(towers=towers, **plain)
         except TypeError as error:
             raise UsageError(f"not a scores file: {error}") from error
+
+
+def midranks(values: Shaped[np.ndarray, " head"]) -> Float[np.ndarray, " head"]:
+    """Ranks from 1 for the lowest, equal values sharing the mean of their places."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
 
 
 def _listed(grid: Grid | None) -> list[list[float | None]] | None:

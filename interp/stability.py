@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from interp.errors import UsageError
 from interp.knn import KnnSettings, Problem, grid
 from interp.neighbours import errors
 from interp.runs import Run
-from interp.scores import HeadScores, Null, TowerScores
+from interp.scores import HeadScores, Null, TowerScores, midranks
 from interp.seeds import check_seed
 
 
@@ -152,9 +152,9 @@ def _agreement(ranks: Int[np.ndarray, "split half head"], top: int) -> Mapping[s
     }
 
 
-def spearman(a: Int[np.ndarray, " head"], b: Int[np.ndarray, " head"]) -> float:
-    """Rank correlation of two orders without ties."""
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+def spearman(a: Shaped[np.ndarray, " head"], b: Shaped[np.ndarray, " head"]) -> float:
+    """Rank correlation; heads that are tied share the mean of their ranks."""
+    return float(np.corrcoef(midranks(a), midranks(b))[0, 1])
 
 
 def kendall(a: Int[np.ndarray, " head"], b: Int[np.ndarray, " head"]) -> float:

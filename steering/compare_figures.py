@@ -1,7 +1,7 @@
 """Figures of a comparison as plain Plotly dictionaries: dots with 95 % intervals, drawn for a colour scheme.
 
-An arm has one colour *and* one symbol everywhere, so that no reader has to tell colours apart; the colours are Okabe
-and Ito's (lightened on dark). `plotly.graph_objects.Figure(figure)` writes any of them as an image.
+An arm looks the same in every figure, and as on the dashboard and on paper (steering/looks.py).
+`plotly.graph_objects.Figure(figure)` writes any of them as an image.
 
 Axis names: row (a task, a trial, or their mean), from top to bottom.
 """
@@ -14,22 +14,11 @@ from typing import Any
 
 from steering.cells import Cell, Mean
 from steering.compare import TRIALS, Arm, Comparison
+from steering.looks import Look, looks
 from steering.stats import Interval
 
 Figure = dict[str, Any]
 FONT = 'system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif'
-SYMBOLS = (
-    "circle-open",
-    "circle",
-    "diamond",
-    "square",
-    "triangle-up",
-    "cross",
-    "star",
-    "x",
-    "hexagon",
-    "pentagon",
-)
 
 
 @dataclass(frozen=True)
@@ -39,19 +28,12 @@ class Scheme:
     line: str
     text: str
     muted: str
-    arms: tuple[str, ...]  # the first is the baseline's
 
 
 SCHEMES = {
-    "light": Scheme(
-        "#f4f6f8", "#ffffff", "#dfe4ea", "#18222d", "#586574",
-        ("#6b7785", "#0072b2", "#c47a00", "#009e73", "#d55e00", "#b8578f", "#2590c4", "#8a7a00"),
-    ),
-    "dark": Scheme(
-        "#0e141b", "#161e27", "#2b3744", "#e4eaf0", "#9aa8b7",
-        ("#a9b6c4", "#56b4e9", "#f0b429", "#3fcf9f", "#ff8a5c", "#e59ec4", "#b9c7ff", "#f0e442"),
-    ),
-}  # fmt: skip
+    "light": Scheme("#f4f6f8", "#ffffff", "#dfe4ea", "#18222d", "#586574"),
+    "dark": Scheme("#0e141b", "#161e27", "#2b3744", "#e4eaf0", "#9aa8b7"),
+}
 
 
 def css(name: str) -> str:
@@ -119,14 +101,16 @@ def by_trial(comparison: Comparison, scheme: str = "light") -> Figure:
 def by_size(comparison: Comparison, scheme: str = "light") -> Figure:
     """Mean success against trained parameters; the baseline, which trains none, is a line."""
     data, shapes = [], []
-    for i, arm in enumerate(comparison.arms):
+    look = _looks(comparison)
+    for arm in comparison.arms:
         if arm.success is None or arm.tasks < len(comparison.tasks):
             continue
         if arm.trained[1]:
-            data.append(_points(arm, i, scheme, y=[arm.success.success], x=[sum(arm.trained) / 2], axis="y"))
+            x = [sum(arm.trained) / 2]
+            data.append(_points(arm, look[arm.arm], scheme, y=[arm.success.success], x=x, axis="y"))
         else:
             y = 100 * arm.success.success.value
-            colour = _colour(i, scheme)
+            colour = _colour(look[arm.arm], scheme)
             shapes.append({
                 "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y,
                 "line": {"color": colour, "dash": "dot", "width": 1.5},
@@ -141,11 +125,13 @@ def by_size(comparison: Comparison, scheme: str = "light") -> Figure:
 def by_forgetting(comparison: Comparison, scheme: str = "light") -> Figure:
     """Difference on the tasks against the difference on the pretraining tasks."""
     data = []
-    for i, arm in enumerate(comparison.arms):
+    look = _looks(comparison)
+    for arm in comparison.arms:
         lost = _forgetting(arm)
         if lost is None or arm.success is None or arm.success.difference is None:
             continue
-        trace = _points(arm, i, scheme, y=[arm.success.difference], x=[100 * lost.value], axis="y", sign="+")
+        won, x = [arm.success.difference], [100 * lost.value]
+        trace = _points(arm, look[arm.arm], scheme, y=won, x=x, axis="y", sign="+")
         trace["error_x"] = _bars([lost])
         data.append(trace)
     layout = _layout(scheme, height=400)
@@ -166,15 +152,16 @@ def _panels(
 ) -> Figure:
     """Success on the left, difference to the baseline on the right; the same rows in both."""
     data = []
+    look = _looks(comparison)
     arms = [arm for arm in comparison.arms if any(found(arm, row) for row in rows)]
     for i, arm in enumerate(arms):
         shift = (i - (len(arms) - 1) / 2) * 0.72 / max(len(arms), 4)
-        place = comparison.arms.index(arm)
+        ours = look[arm.arm]
         cells = [(y + shift, cell) for y, row in enumerate(rows) if (cell := found(arm, row))]
-        data.append(_points(arm, place, scheme, x=[c.success for _, c in cells], y=[y for y, _ in cells]))
+        data.append(_points(arm, ours, scheme, x=[c.success for _, c in cells], y=[y for y, _ in cells]))
         known = [(y, c.difference) for y, c in cells if c.difference is not None]
         if known:
-            right = _points(arm, place, scheme, x=[d for _, d in known], y=[y for y, _ in known], sign="+")
+            right = _points(arm, ours, scheme, x=[d for _, d in known], y=[y for y, _ in known], sign="+")
             data.append({**right, "xaxis": "x2", "showlegend": False})
     paired = any(trace.get("xaxis") == "x2" for trace in data)
     layout = _layout(scheme, height=90 + round(len(rows) * max(46, 17 * len(arms))))
@@ -201,7 +188,7 @@ def _panels(
 
 def _points(
     arm: Arm,
-    place: int,
+    look: Look,
     scheme: str,
     *,
     x: Sequence[Any],
@@ -212,6 +199,7 @@ def _points(
     """One arm's dots; on `axis` lie intervals (fractions, drawn as percent), on the other numbers."""
     intervals: Sequence[Interval] = x if axis == "x" else y
     centres = [100 * i.value for i in intervals]
+    hollow = look.symbol.endswith("-open")
     return {
         "type": "scatter",
         "mode": "markers",
@@ -220,7 +208,12 @@ def _points(
         "x": centres if axis == "x" else list(x),
         "y": list(y) if axis == "x" else centres,
         f"error_{axis}": _bars(intervals),
-        "marker": {"size": 9, "symbol": SYMBOLS[place % len(SYMBOLS)], "color": _colour(place, scheme)},
+        "marker": {
+            "size": 9,
+            "symbol": look.symbol,
+            "color": _colour(look, scheme),
+            "line": {"width": 2 * hollow},
+        },
         "customdata": [[100 * i.low, 100 * i.high] for i in intervals],
         "hovertemplate": (
             f"<b>{arm.arm}</b> %{{{axis}:{sign}.1f}} (95 % %{{customdata[0]:{sign}.1f}} to "
@@ -245,9 +238,12 @@ def _forgetting(arm: Arm) -> Interval | None:
     return kept.difference if kept else None
 
 
-def _colour(place: int, scheme: str) -> str:
-    colours = SCHEMES[scheme].arms
-    return colours[place % len(colours)]
+def _looks(comparison: Comparison) -> dict[str, Look]:
+    return looks(arm.arm for arm in comparison.arms)
+
+
+def _colour(look: Look, scheme: str) -> str:
+    return look.dark if scheme == "dark" else look.light
 
 
 def _title(text: str, scheme: str) -> Figure:

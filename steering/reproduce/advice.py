@@ -325,7 +325,7 @@ def _what_it_costs_elsewhere(entries: Sequence[Entry]) -> list[str]:
 
 
 def _beware(entries: Sequence[Entry]) -> list[str]:
-    found = compare_entries([e for e in entries if e.result.suite == IN_DOMAIN], "base")
+    found = compare_entries([e for e in entries if e.result.suite == IN_DOMAIN])
     cells = [
         (c.task, c.arm, c.difference) for c in found.cells if c.arm in MAIN_NAMES and c.difference is not None
     ]

@@ -11,7 +11,11 @@ from steering.results import IN_DOMAIN, Entry
 
 @dataclass(frozen=True)
 class Covered:
-    """A study's cells (arm, task, seed, suite): planned, and those with all their rollouts."""
+    """A study's cells (arm, task, seed, suite): planned, and those with all their rollouts.
+
+    Of a study that tries arms elsewhere than in-domain, what is there alone: its cells in-domain, which it needs to
+    compare with, are those of other studies, and would pass for robustness that was not tried.
+    """
 
     study: str
     question: str
@@ -35,6 +39,7 @@ def coverage(plan: Plan, entries: Iterable[Entry]) -> list[Covered]:
             (job.task, job.arm.name, job.seed, suite)
             for job in plan.only(studies=[study.name]).jobs()
             for suite in job.suites
+            if suite != IN_DOMAIN or study.suites == (IN_DOMAIN,)
         ]
         there = [cell for cell in cells if cell in rollouts]
         seeds = tuple(sorted({seed for _, arm, seed, _ in there if arm != "base"}))

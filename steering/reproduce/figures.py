@@ -241,9 +241,9 @@ def panels(
     against: str | None,
     width: float = PAGE,
 ) -> Figure:
-    """Left: success. Right: paired difference to the baseline."""
+    """Left: success. Right: paired difference to the baseline, if there is one."""
     figure = new(width, 0.75 + len(rows) * max(0.3, 0.095 * len(arms)))
-    left, right = figure.subplots(1, 2, sharey=True)
+    left, *right = figure.subplots(1, 2 if against else 1, sharey=True, squeeze=False)[0]
     cells = {
         arm.arm: [(y, cell) for y, row in enumerate(rows) if (cell := found(arm, row)) is not None]
         for arm in arms
@@ -252,7 +252,8 @@ def panels(
     differences = {
         a: [Dot(y, c.difference) for y, c in cs if c.difference is not None] for a, cs in cells.items()
     }
-    dots(right, rows, differences, label=f"difference to {against}, points", zero=True)
+    for axes in right:
+        dots(axes, rows, differences, label=f"difference to {against}, points", zero=True)
     legend(figure, left)
     return figure
 
@@ -293,12 +294,3 @@ def head_map(
     if title:
         axes.set_title(title, fontsize=6.8)
     return image
-
-
-def ranks(grid: Float[np.ndarray, "layer head"], higher_is_better: bool) -> Float[np.ndarray, "layer head"]:
-    """1 for the best head; NaN where there is no score. One scale for methods of different units."""
-    flat = grid.ravel() if not higher_is_better else -grid.ravel()
-    out = np.full(flat.shape, np.nan)
-    live = np.flatnonzero(np.isfinite(flat))
-    out[live[np.argsort(flat[live], kind="stable")]] = np.arange(1, len(live) + 1)
-    return out.reshape(grid.shape)

@@ -26,7 +26,8 @@ def publish(plan: Plan, results: Path, out: Path, readme: Path | None = None) ->
     files = {out: report(plan, entries, results).encode()}
     if readme is not None:
         files[readme] = renew(readme, readme_table(entries, results)).encode()
-        files[readme.parent / FIGURE] = _figure(entries)
+        if main := [e for e in entries if e.arm in SHOWN and e.result.suite == IN_DOMAIN]:
+            files[readme.parent / FIGURE] = _figure(main)
     for path, content in files.items():
         write_atomic(path, content)
     return list(files)
@@ -39,9 +40,8 @@ def _figure(entries: Sequence[Entry]) -> bytes:
         raise UsageError(
             f"the figure cannot be drawn ({error}): pip install matplotlib, or leave --readme out"
         ) from error
-    main = [e for e in entries if e.arm in SHOWN and e.result.suite == IN_DOMAIN]
     with style():
-        return svg(by_task(compare_entries(main, against="base")))
+        return svg(by_task(compare_entries(entries)))
 
 
 def renew(readme: Path, table: str) -> str:

@@ -19,10 +19,10 @@ from steering.compare_report import (
     ends,
     markdown_table,
     parameters_table,
-    rate,
     rate_and_points,
     signed,
 )
+from steering.reproduce.ablation import ablation_table, like_with_like
 from steering.reproduce.advice import advice, headlines
 from steering.reproduce.choice import choice_table
 from steering.reproduce.claims import (
@@ -52,6 +52,7 @@ from testbed.tasks import TARGETS
 _UNLIKE = (
     "Rows of unlike seeds are not to be compared: contrasts, below, take the seeds that both arms have. "
 )
+NOT_RUN = "Not run yet."
 ABLATIONS = ("heads", "methods", "knn", "tower", "demos", "steps")
 
 
@@ -59,21 +60,19 @@ def report(plan: Plan, entries: Sequence[Entry], results: Path) -> str:
     """The whole page."""
     found = claims(entries, results)
     main = [e for e in entries if e.arm in MAIN_NAMES]
-    compared = compare_entries(main, against="base")
+    compared = compare_entries(main)
     parts = [
         "# Robotic Steering in simulation: what reproduces",
         _opening(plan),
         "## In short\n\n" + _list([*in_short(found), *_one_training(entries), *advice(entries)[:1]]),
         "## What was run\n\n" + markdown_table(coverage_table(coverage(plan, entries), plan)),
         "## The paper's claims\n\n" + markdown_table(claims_table(found)),
-        "## Success\n\n" + markdown_table(success_table(entries)),
+        "## Success\n\n" + _shown(success_table(entries)),
         "## Does it matter which heads?\n\n" + markdown_table(choice_table(entries)),
         "## Under perturbation, on an unseen task, on the pretraining tasks\n\n"
         + _trials(compared, partly_tried(main)),
         "## What it costs\n\n"
-        + markdown_table(cost_table(compared))
-        + "\n\n"
-        + markdown_table(parameters_table(compared)),
+        + "\n\n".join(_shown(made(compared)) for made in (cost_table, parameters_table)),
         *(
             _ablation(plan.study(name), entries)
             for name in ABLATIONS
@@ -88,7 +87,7 @@ def report(plan: Plan, entries: Sequence[Entry], results: Path) -> str:
 def readme_table(entries: Sequence[Entry], results: Path) -> str:
     """What the README shows: success by arm and task, and what to take from it."""
     lines = [*headlines(entries), f"{_counted(claims(entries, results))} [REPORT.md](REPORT.md)."]
-    return f"{markdown_table(success_table(entries))}\n\n{_list(lines)}"
+    return f"{_shown(success_table(entries))}\n\n{_list(lines)}"
 
 
 # ---- words
@@ -219,6 +218,7 @@ def coverage_table(found: Sequence[Covered], plan: Plan) -> Table:
     rows = [(c.study, c.question, _done(c), ", ".join(map(str, c.seeds)) or "none") for c in found]
     note = (
         f"A cell is an arm, a task, a training seed and a suite, with n = {plan.n} rollouts; studies share cells. "
+        "A study of several suites counts what it tries beyond in-domain. "
         f"Planned are seeds {', '.join(map(str, plan.seeds))}; {plan.demos} demonstrations and {plan.steps} steps "
         "unless an arm says otherwise."
     )
@@ -249,9 +249,7 @@ def _verdict(claim: Claim) -> str:
 
 def success_table(entries: Sequence[Entry]) -> Table:
     """In-domain success by arm and task in percent, and the difference to the base."""
-    found = compare_entries(
-        [e for e in entries if e.arm in MAIN_NAMES and e.result.suite == IN_DOMAIN], "base"
-    )
+    found = compare_entries([e for e in entries if e.arm in MAIN_NAMES and e.result.suite == IN_DOMAIN])
     tasks = [task for task in TARGETS if task in found.tasks]
     rows = []
     for arm in found.arms:
@@ -278,11 +276,15 @@ def success_table(entries: Sequence[Entry]) -> Table:
     return Table("Success", ("arm", *tasks, "mean", "seeds", "trained parameters"), tuple(rows), note)
 
 
+def _shown(table: Table) -> str:
+    return markdown_table(table) if table.rows else NOT_RUN
+
+
 def _trials(compared: Comparison, left: Sequence[str]) -> str:
     """Means of the arms that were tried under everything, and the names of those that are left out."""
     suites = compared.suites
     if not suites:
-        return "Not run yet."
+        return NOT_RUN
     rows = [
         (
             arm.arm,
@@ -348,34 +350,7 @@ def _range_of(seconds: tuple[float, float] | None) -> str:
 
 
 def _ablation(study: Study, entries: Sequence[Entry]) -> str:
-    names = {arm.name for arm in study.arms}
-    ours = [
-        e for e in entries if e.arm in names and e.result.suite == IN_DOMAIN and e.result.task in study.tasks
-    ]
-    trained = {e.arm for e in ours if e.arm != "base"}
-    title = f"## {study.question}\n\n"
-    if not trained or "base" not in {e.arm for e in ours}:
-        return f"{title}Study `{study.name}`: not run yet."
-    made = compare_entries(ours, "base")
-    compared = {arm.arm: arm for arm in made.arms}
-    rows = []
-    for arm in study.arms:
-        if (found := compared.get(arm.name)) is None or found.success is None:
-            continue
-        cells = [c for c in made.cells if c.arm == arm.name]
-        rows.append(
-            (
-                arm.name,
-                rate(found.success.success),
-                points(found.success.difference),
-                f"{found.tasks} of {len(study.tasks)}",
-                ends(sorted({c.runs for c in cells})),
-                ends(sorted({c.n for c in cells})),
-            )
-        )
-    left = [arm.name for arm in study.arms if arm.name not in compared]
-    note = f"Mean over {', '.join(study.tasks)}; n: rollouts of a task and seed. Arms with fewer tasks do not compare."
-    if left:
-        note += f" Not run yet: {', '.join(left)}."
-    table = Table(study.name, ("arm", "success", "against base", "tasks", "seeds", "n"), tuple(rows), note)
-    return title + markdown_table(table)
+    found = like_with_like(study, entries)
+    if not any(arm != "base" for arm in found.arms):
+        return f"## {study.question}\n\nStudy `{study.name}`: not run yet."
+    return f"## {study.question}\n\n{markdown_table(ablation_table(found, entries))}"

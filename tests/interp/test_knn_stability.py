@@ -72,6 +72,8 @@ def test_rank_correlations_are_the_textbook_formulas() -> None:
     signs = [np.sign(a[i] - a[j]) * np.sign(b[i] - b[j]) for i, j in combinations(range(9), 2)]
     assert kendall(a, b) == pytest.approx(np.mean(signs))
     assert spearman(a, a) == pytest.approx(1)
+    tied, reversed_ties = np.array([0, 1, 1, 2]), np.array([2, 1, 1, 0])
+    assert spearman(tied, tied) == -spearman(tied, reversed_ties) == pytest.approx(1)
     assert kendall(a, 8 - a) == pytest.approx(-1)
 
 

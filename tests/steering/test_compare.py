@@ -13,9 +13,10 @@ from contrast import contrast
 import robosteer
 from interp.errors import UsageError
 from steering import compare_figures, compare_report
-from steering.compare import compare
+from steering.compare import ARMS, compare
 from steering.compare_report import points
 from steering.episode import Episode
+from steering.looks import LOOKS
 from steering.results import Result, save_result
 from steering.stats import Interval, paired_bootstrap, wilson
 
@@ -331,11 +332,28 @@ def test_figures_show_the_numbers_and_tell_arms_apart_twice(results: Path, schem
         assert highs == pytest.approx([100 * cell.success.high for cell in cells if cell])
     marks = {(trace["marker"]["symbol"], trace["marker"]["color"]) for trace in left.values()}
     assert len({symbol for symbol, _ in marks}) == len({colour for _, colour in marks}) == 3
-    colours = compare_figures.SCHEMES[scheme]
-    for colour in colours.arms:
-        assert contrast(colour, colours.surface) >= 3, "WCAG 1.4.11: graphics at least 3:1"
     for _, _, drawn in compare_figures.figures(found, scheme):
         json.dumps(drawn, allow_nan=False)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_two_of_all_arms_look_the_same_and_an_arm_does_in_every_figure(
+    tmp_path: Path, scheme: str
+) -> None:
+    for arm in ARMS:
+        for suite in ("in-domain", "lighting", "forgetting:pick"):
+            save(tmp_path, arm, "pick-cube", suite)
+    found = compare([tmp_path])
+    assert len(found.arms) == len(ARMS)
+    seen: dict[str, set[tuple[str, str]]] = {}
+    for _, _, drawn in compare_figures.figures(found, scheme):
+        for trace in drawn["data"]:
+            marker = trace["marker"]
+            seen.setdefault(trace["name"], set()).add((marker["symbol"], marker["color"]))
+    assert seen == {arm: {(look.symbol, getattr(look, scheme))} for arm, look in LOOKS.items()}
+    surface = compare_figures.SCHEMES[scheme].surface
+    for look in LOOKS.values():
+        assert contrast(getattr(look, scheme), surface) >= 3, "WCAG 1.4.11: graphics at least 3:1"
 
 
 def test_the_command_prints_or_writes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -35,11 +35,11 @@ from steering.reproduce.claims import (
 )
 from steering.reproduce.contrast import Contrast, contrast, finding
 from steering.reproduce.coverage import coverage
-from steering.reproduce.plan import FULL, Plan
+from steering.reproduce.plan import FULL, TRIED, Plan
 from steering.reproduce.publish import END, START, publish, renew
 from steering.reproduce.records import read_records
 from steering.reproduce.report import in_short, report
-from steering.results import Entry
+from steering.results import IN_DOMAIN, Entry
 from steering.stats import Interval
 from testbed.tasks import TARGETS
 
@@ -384,6 +384,13 @@ def test_coverage_counts_cells_of_the_plan(entries: list[Entry]) -> None:
     done = {c.study: c for c in coverage(PLAN, entries)}
     assert (done["success"].done, done["success"].planned) == (155, 15 * 5 * 2 + 5)
     assert done["success"].seeds == (0, 1)
+    alone = [e for e in entries if e.result.suite == IN_DOMAIN or e.result.settings.get("seed") != 1]
+    beyond = {c.study: c for c in coverage(PLAN, alone)}["robustness"]
+    assert beyond.seeds == (0,)  # in-domain, the second seed is of study success
+    of_a_task = [suite for suite in TRIED if ":" not in suite]  # the base has the others once
+    of_base = 5 * len(of_a_task) + len(TRIED) - len(of_a_task)
+    assert beyond.planned == done["robustness"].done == 15 * 5 * 2 * len(TRIED) + of_base
+    assert beyond.done == 15 * 5 * len(TRIED) + of_base
     first = [e for e in entries if e.result.settings.get("seed") != 1]
     assert {c.study: c for c in coverage(PLAN, first)}["success"].done == 80
     assert all(c.done == 0 for c in coverage(replace(PLAN, n=41), entries))  # too few rollouts are not done
@@ -400,6 +407,40 @@ def test_partial_results_give_a_report_that_says_what_is_missing(tmp_path: Path)
     page = report(PLAN, read_records(write_results(tmp_path, base, known)), tmp_path)
     assert page.count(f"**{NO_DATA}**") == len(claims.claims([], tmp_path))
     assert "Study `methods`: not run yet." in page
+
+
+@pytest.mark.parametrize(
+    ("arms", "keeps"),
+    [
+        (["aligned", "lora"], lambda e: True),  # no base: no difference to it, and all the rest
+        (["aligned-k4", "random-k-k4"], lambda e: True),  # ablations alone
+        (["base", "aligned", "lora"], lambda e: e.result.suite != IN_DOMAIN),
+        (["base"], lambda e: e.result.suite.startswith("forgetting:")),
+    ],
+)
+def test_a_report_is_of_what_there_is_whatever_is_missing(
+    arms: list[str], keeps: Callable[[Entry], bool], tmp_path: Path
+) -> None:
+    part = PLAN.only(arms=arms, seeds=[0], n=20)
+    entries = [e for e in read_records(write_results(tmp_path, part, known)) if keeps(e)]
+    page = report(PLAN, entries, tmp_path)
+    success = page.split("## Success\n\n")[1].split("\n\n## ")[0]
+    main = {e.arm for e in entries if e.result.suite == IN_DOMAIN} & set(claims.MAIN_NAMES)
+    assert (success == "Not run yet.") == (not main)
+    assert all(f"| {arm} |" in success for arm in main)
+    assert ("| aligned - lora, lighting | +22.5 | -20 " in page) == (
+        {"aligned", "lora"} <= {e.arm for e in entries}
+    )
+
+
+def test_a_readme_without_a_base_has_its_figure_and_without_results_keeps_it(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    for arms, drawn in ((["aligned", "lora"], True), (["aligned-k4"], False)):
+        readme.write_text(f"{START}\nold\n{END}\n")
+        results = write_results(tmp_path / str(drawn), PLAN.only(arms=arms, seeds=[0], n=20), known)
+        files = publish(PLAN, results, tmp_path / "REPORT.md", readme)
+        assert [file.name for file in files] == ["REPORT.md", "README.md", *["adaptation.svg"] * drawn]
+        assert ("Not run yet." in readme.read_text()) == (not drawn)
 
 
 def test_an_arm_that_was_not_tried_everywhere_is_named_and_not_averaged(tmp_path: Path) -> None:
