@@ -114,7 +114,8 @@ class Preprocessing:
     action: Statistics
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = ()
-    fps: float = 10
+    fps: float | None = None
+    """Actions a second [Hz]; None where the file does not say."""
     prompt_suffix: str = field(default="")
     images: Images = "pillow"
     clean_prompt: bool = False
@@ -137,7 +138,9 @@ class Preprocessing:
                 raise UsageError(
                     f"{FILE}: norm.{name} has {len(statistics.mean)} dimensions, {name}_dim is {dim}"
                 )
-        if min(self.image_size, self.max_tokens, self.execute) < 1 or self.fps <= 0:
+        if min(self.image_size, self.max_tokens, self.execute) < 1 or (
+            self.fps is not None and self.fps <= 0
+        ):
             raise UsageError(f"{FILE}: image_size, max_tokens, execute and fps must be positive")
         if self.images not in get_args(Images):
             raise UsageError(f"{FILE}: images {self.images!r} is none of {', '.join(get_args(Images))}")
@@ -205,7 +208,7 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         """Without the notes: these are what a policy's fingerprint covers. What came later is left out where it is
         as it always was, so that fingerprints stay."""
-        later = {"images": "pillow", "clean_prompt": False, "delta_actions": ()}
+        later = {"fps": None, "images": "pillow", "clean_prompt": False, "delta_actions": ()}
         data = {
             name: value
             for name, value in asdict(self).items()
