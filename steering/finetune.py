@@ -40,6 +40,7 @@ from tqdm import tqdm
 from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.policies import Policy, load_policy
+from interp.rates import say_rate, warn_if_other_rate
 from interp.runs import read_json, write_json
 from interp.scores import HeadScores, now
 from interp.seeds import check_seed
@@ -103,6 +104,7 @@ def finetune(
         raise UsageError(f"demonstrations {demos.path} have no frames to train on")
     demos = demos.for_policy(policy.spec)
     warn_if_unlike_training(policy, demos)
+    warn_if_other_rate(policy.spec, demos)
     ranks = Ranks(next(policy.module.parameters()).device)
     ranks.share(recipe.batch)
     base = {"source": policy.source, "fingerprint": policy.fingerprint}
@@ -131,6 +133,7 @@ def finetune(
         if ranks.first:
             with _one_line_of_disk_errors(directory / CHECKPOINT):
                 policy.save(directory / POLICY)
+                say_rate(directory / POLICY, demos.fps)
             summary = {
                 **asked,
                 "policy": load_policy(directory / POLICY).fingerprint,

@@ -16,6 +16,7 @@ import torch
 
 from interp.errors import UsageError
 from interp.policies import load_policy
+from interp.rates import say_rate
 from interp.runs import read_json, write_json
 from interp.scores import now
 from steering.finetune import POLICY, SUMMARY
@@ -49,6 +50,8 @@ def retain(job: str | Path, coefficients: Iterable[float] = COEFFICIENTS) -> lis
                 for name, p in base.module.named_parameters():
                     p.copy_(torch.lerp(start[name], end[name], a))
             base.save(directory / POLICY)
+            if finetuned.spec.fps is not None:
+                say_rate(directory / POLICY, finetuned.spec.fps)
             recipe = {
                 **summary["recipe"],
                 "name": "retain",
