@@ -54,7 +54,7 @@ def scene(run: Run, episode: int) -> dict[str, Any]:
         "run": run.name,
         "episode": episode,
         "frames": clean.frames,
-        "fps": run.spec.fps,
+        "fps": run.info["data"].get("fps") or run.spec.fps,
         "pack": PACK,
         "instruction": _instruction(run, episode),
         "cameras": [

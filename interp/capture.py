@@ -38,6 +38,7 @@ from interp.noise import frame_noise as frame_noise
 from interp.policies.preprocessing import states_of
 from interp.policies.protocol import Batch, Observation, Policy
 from interp.policies.spec import PolicySpec
+from interp.rates import warn_if_other_rate
 from interp.runs import Run, Signals, alone, digest, read_json, write_atomic, write_json
 from interp.seeds import check_seed
 from interp.sites import Tap, site_name, tapped
@@ -103,6 +104,7 @@ def capture(
     check_seed(seed)
     demos = demos.for_policy(policy.spec)
     warn_if_unlike_training(policy, demos)
+    warn_if_other_rate(policy.spec, demos)
     wanted = tuple(policy.spec.towers if towers is None else towers)
     for tower in wanted:
         if tower not in policy.spec.towers:

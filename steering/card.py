@@ -83,6 +83,14 @@ def make_card(
     return {**card, "notes": list(notes)} if notes else card
 
 
+def at_rate(fps: float | None) -> str:
+    """A note: the rate [Hz] has to be told to the robot's program, which reads it off no file."""
+    default = "LeRobot's default is 30 (--fps), openpi_client's as fast as it can (Runtime's max_hz)"
+    if fps is None:
+        return f"no file says at how many actions a second it was demonstrated: find out, for {default}"
+    return f"demonstrated at {fps:g} Hz: lerobot-rollout --fps={fps:g}, Runtime(max_hz={fps:g}); {default}"
+
+
 def base_name(source: str) -> str:
     """A base as others can know it: a name or hub id as it is, of a directory its last part."""
     return Path(source).name if source.startswith(("/", "./", "../", "~")) else source

@@ -28,10 +28,12 @@ from interp.demos import Demonstrations
 from interp.errors import Failure, UsageError, unknown
 from interp.heads import Head
 from interp.policies import Observation, Policy, load_policy, policy_directory
+from interp.policies.preprocessing import FILE
+from interp.rates import say_rate
 from interp.runs import read_json, whole_directory, write_atomic, write_json
 from steering import pi0_adapter
 from steering.adapter import Adapter, LowRank, kept_factors
-from steering.card import CARD, README, base_name, make_card, readme
+from steering.card import CARD, README, at_rate, base_name, make_card, readme
 from steering.finetune import CHECKPOINT, POLICY, SUMMARY
 from steering.pi0_files import as_they_compute, check_weights
 from steering.pi0_lerobot import lerobot_directory, lerobot_settings, tokenizer_name
@@ -265,9 +267,13 @@ def _export(
         device = str(next(policy.module.parameters()).device)
         expected = chunks_of(policy, observations, seed)
         draft = write(fresh)
+        rate = _rate(provenance, policy)
+        if rate and (form not in ADAPTERS or (fresh / FILE).is_file()):
+            say_rate(fresh, rate)
         if draft.acts_as not in (None, policy):
             expected = chunks_of(draft.acts_as, observations, seed)
-        precision, notes, in_single = None, draft.notes, draft.in_float32 and draft.in_float32()
+        precision, in_single = None, draft.in_float32 and draft.in_float32()
+        notes = (*draft.notes, at_rate(rate))
         answer = ask_fresh_process(fresh, observations, seed, draft.base, device)
         actions = answer.chunks
         if in_single is not None and answer.in_float32 is not None:
@@ -296,6 +302,12 @@ def _export(
         write_json(fresh / CARD, card)
         write_atomic(fresh / README, readme(card).encode())
     return exported
+
+
+def _rate(provenance: Mapping[str, Any], policy: Policy) -> float | None:
+    """Of the demonstrations of the training, or as the policy says [Hz]."""
+    trained = (provenance.get("demonstrations") or {}).get("fps")
+    return trained or policy.spec.fps
 
 
 def _rounding(adapter: Chunks, merged: Chunks) -> str:

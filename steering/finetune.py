@@ -39,6 +39,7 @@ from tqdm import tqdm
 from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.policies import Policy, load_policy
+from interp.rates import say_rate, warn_if_other_rate
 from interp.runs import read_json, write_json
 from interp.scores import HeadScores, now
 from interp.seeds import check_seed
@@ -106,6 +107,7 @@ def finetune(
         raise UsageError(f"demonstrations {demos.path} have no frames to train on")
     demos = demos.for_policy(policy.spec)
     warn_if_unlike_training(policy, demos)
+    warn_if_other_rate(policy.spec, demos)
     ranks = Ranks(next(policy.module.parameters()).device)
     ranks.share(recipe.batch)
     show = progress and ranks.first
@@ -137,6 +139,7 @@ def finetune(
         if ranks.first:
             with _one_line_of_disk_errors(directory / CHECKPOINT):
                 policy.save(directory / POLICY)
+                say_rate(directory / POLICY, demos.fps)
             summary = {
                 **asked,
                 "policy": load_policy(directory / POLICY).fingerprint,

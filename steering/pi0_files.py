@@ -198,8 +198,8 @@ def write_about(policy: PI0Policy, directory: Path, names: Sequence[str]) -> Non
     always = (
         "state_names",
         "action_names",
-        "fps",
         "images",
+        *(["fps"] if about.fps is not None else []),
         *(["delta_actions"] if about.acts_in_deltas else []),
     )
     fields = {name: getattr(about, name) for name in (*always, *names)}

@@ -16,6 +16,7 @@ import torch
 
 from interp.errors import UsageError
 from interp.policies import load_policy
+from interp.rates import say_rate
 from interp.runs import read_json, write_json
 from interp.scores import now
 from steering.finetune import POLICY, SUMMARY
@@ -52,6 +53,8 @@ def retain(
                 for name, p in start.module.named_parameters():
                     p.copy_(torch.lerp(before[name], end[name], a))
             start.save(directory / POLICY)
+            if finetuned.spec.fps is not None:
+                say_rate(directory / POLICY, finetuned.spec.fps)
             recipe = {
                 **summary["recipe"],
                 "name": "retain",

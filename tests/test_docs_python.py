@@ -1,5 +1,7 @@
 """What the library's pages show is so: a page's Python runs from top to bottom, in one namespace."""
 
+import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from lerobot_writer import random_episodes, write_dataset
 
 import robosteer
+from interp.data import droid
 
 DOCS = Path(robosteer.__file__).parent / "docs"
 
@@ -61,3 +64,10 @@ def test_patching(folder: Path) -> None:
 def test_attribution(folder: Path) -> None:
     names = run("attribution", folder, smaller='"), 20)')
     assert names["parts"].heads.shape[:3] == (2, 8, 8)
+
+
+def test_pi0s_settings_are_of_one_robot() -> None:
+    """DROID's cameras and rate need DROID's 7 joints and gripper: statistics are cut to these dimensions."""
+    page = (DOCS / "pi0.md").read_text().partition("## What robosteer.json adds")[2]
+    shown = json.loads(re.findall(r"```json\n(.*?)```", page, re.S)[0])
+    assert (shown["state_dim"], shown["action_dim"], shown["fps"]) == (7 + 1, 7 + 1, droid.FPS)

@@ -186,7 +186,7 @@ def _spec(
     if policy is None:
         return PolicySpec(
             family="activations", towers=towers, spans={}, cameras=(), image_size=0, state_dim=0,
-            action_dim=action, max_action_dim=action, horizon=horizon, flow_steps=0, fps=0.0, execute=0,
+            action_dim=action, max_action_dim=action, horizon=horizon, flow_steps=0, fps=None, execute=0,
             state_names=(), action_names=tuple(f"action_{i}" for i in range(action)),
         )  # fmt: skip
     for tower, found in towers.items():
@@ -208,7 +208,7 @@ def _describe(file: Path, digest: str, places: Sequence[_Place]) -> dict[str, An
     return {
         "fingerprint": f"activations-{digest}",
         "path": str(file),
-        "fps": 0.0,
+        "fps": None,
         "cameras": [],
         "frames": len(places),
         "tasks": sorted({place.instruction for place in places}),

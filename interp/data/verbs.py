@@ -118,7 +118,8 @@ def describe(path: str | Path) -> dict[str, Any]:
 def validate(a: Namespace) -> int:
     """Check files, frame counts, time stamps, numbers, images and statistics; with --policy, whether it can use them.
 
-    One line a problem. Exit status 1 if there is one, 0 if there is none.
+    One line a problem. Exit status 1 if there is one, 0 if there is none. Another control rate than the policy's is a
+    warning: it can be trained on.
     """
     from interp.data.check import problems
 
@@ -126,6 +127,7 @@ def validate(a: Namespace) -> int:
     if a.policy:
         from interp.demos import Demonstrations
         from interp.policies import load_policy
+        from interp.rates import warn_if_other_rate
         from interp.units import unlike_training
 
         policy = load_policy(a.policy)
@@ -137,7 +139,9 @@ def validate(a: Namespace) -> int:
         print(line)
         found += 1
     if policy and not found:
-        for line in unlike_training(policy, Demonstrations.open(a.demos)):
+        opened = Demonstrations.open(a.demos)
+        warn_if_other_rate(policy.spec, opened)
+        for line in unlike_training(policy, opened):
             print(line)
             found += 1
     if not found:

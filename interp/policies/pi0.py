@@ -41,6 +41,7 @@ _DEFINING = (
     "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "layer_norm_eps",
     "rope_parameters", "patch_size", "image_size", "vision_use_head",
 )  # fmt: skip
+_UNSAID_RATE = 10  # in fingerprints, as it was once assumed: so they stay
 
 
 class PI0Policy:
@@ -104,9 +105,8 @@ class PI0Policy:
         digest = hashlib.sha256()
         defining = sorted(_walk_config(self.module.config.to_dict()))
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        digest.update(
-            json.dumps([self.preprocessing.to_json(), defining, vocabulary], sort_keys=True).encode()
-        )
+        about = {"fps": _UNSAID_RATE, **self.preprocessing.to_json()}
+        digest.update(json.dumps([about, defining, vocabulary], sort_keys=True).encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -54,8 +54,8 @@ def read(directory: Path) -> Found:
     given = _json(directory / FILE) if (directory / FILE).is_file() else {}
     network, tokenizer = given.pop("network", {}), given.pop("tokenizer", None)
     if about.get("model_type") == "pi0":
-        preprocessing = Preprocessing.read(directory)
         config, named = _configured(directory, _over(about, network)), tokenizer
+        preprocessing = Preprocessing.read(directory, config.chunk_size)
         stored = open_weights(directory)
     else:
         stored = open_weights(directory)

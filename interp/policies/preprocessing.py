@@ -108,12 +108,14 @@ class Preprocessing:
     state_dim: int
     action_dim: int
     max_tokens: int
+    execute: int
+    """How many actions of a chunk the robot carries out before the next is sampled."""
     state: Statistics
     action: Statistics
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = ()
-    fps: float = 10
-    execute: int = 1
+    fps: float | None = None
+    """Actions a second [Hz]; None where the file does not say."""
     prompt_suffix: str = field(default="")
     images: Images = "pillow"
     clean_prompt: bool = False
@@ -136,7 +138,9 @@ class Preprocessing:
                 raise UsageError(
                     f"{FILE}: norm.{name} has {len(statistics.mean)} dimensions, {name}_dim is {dim}"
                 )
-        if min(self.image_size, self.max_tokens, self.execute) < 1 or self.fps <= 0:
+        if min(self.image_size, self.max_tokens, self.execute) < 1 or (
+            self.fps is not None and self.fps <= 0
+        ):
             raise UsageError(f"{FILE}: image_size, max_tokens, execute and fps must be positive")
         if self.images not in get_args(Images):
             raise UsageError(f"{FILE}: images {self.images!r} is none of {', '.join(get_args(Images))}")
@@ -158,7 +162,8 @@ class Preprocessing:
         return names if len(names) == dim else tuple(f"{kind}_{i}" for i in range(dim))
 
     @classmethod
-    def read(cls, directory: Path) -> "Preprocessing":
+    def read(cls, directory: Path, horizon: int) -> "Preprocessing":
+        """Of the network with chunks of `horizon` actions, all of which are carried out if the file does not say."""
         path = directory / FILE
         if not path.is_file():
             raise UsageError(
@@ -166,7 +171,7 @@ class Preprocessing:
                 "max_tokens and norm (mean and std of state and action of the training data)"
             )
         try:
-            return cls.from_json(json.loads(path.read_text()))
+            return cls.from_json({"execute": horizon, **json.loads(path.read_text())})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is broken: {type(error).__name__}: {error}") from error
 
@@ -181,9 +186,7 @@ class Preprocessing:
             for name, s in data["norm"].items()
         }
         optional = {
-            name: data[name]
-            for name in ("fps", "execute", "prompt_suffix", "images", "clean_prompt")
-            if name in data
+            name: data[name] for name in ("fps", "prompt_suffix", "images", "clean_prompt") if name in data
         }
         known = {"schema", "norm", *(each.name for each in fields(cls))}
         return cls(
@@ -192,6 +195,7 @@ class Preprocessing:
             state_dim=data["state_dim"],
             action_dim=data["action_dim"],
             max_tokens=data["max_tokens"],
+            execute=data["execute"],
             state=norm["state"],
             action=norm["action"],
             state_names=tuple(data.get("state_names", ())),
@@ -204,7 +208,7 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         """Without the notes: these are what a policy's fingerprint covers. What came later is left out where it is
         as it always was, so that fingerprints stay."""
-        later = {"images": "pillow", "clean_prompt": False, "delta_actions": ()}
+        later = {"fps": None, "images": "pillow", "clean_prompt": False, "delta_actions": ()}
         data = {
             name: value
             for name, value in asdict(self).items()

@@ -148,7 +148,8 @@ class PolicySpec:
     max_action_dim: int
     horizon: int
     flow_steps: int
-    fps: float
+    fps: float | None
+    """Actions a second [Hz]; None where the policy's files do not say."""
     execute: int
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]

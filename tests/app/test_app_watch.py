@@ -58,6 +58,13 @@ def test_the_scene_says_what_there_is_to_show(run: Run) -> None:
     assert twin["frames"].endswith("/0/clean")  # words were edited: the pictures are those that were recorded
 
 
+def test_frames_pass_at_the_rate_that_they_were_recorded_at(run: Run) -> None:
+    """Whatever the policy's files say of it, which may be nothing."""
+    recorded = Run(run.path, {**run.info, "data": {**run.info["data"], "fps": 50.0}})
+    assert recorded.spec.fps == 10
+    assert watch_data.scene(recorded, 0)["fps"] == 50
+
+
 def test_bytes_over_http_are_the_heads_own(run: Run, client: FlaskClient) -> None:
     take = watch_data.scene(run, 0)["takes"]["clean"]
     answer = client.get(f"{take['base']}/expert/3/2/wrist.u8?v={take['v']}")

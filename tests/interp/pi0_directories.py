@@ -50,6 +50,11 @@ def edit_json(file: Path, **fields: Any) -> None:
     file.write_text(json.dumps({**(json.loads(file.read_text()) if file.is_file() else {}), **fields}))
 
 
+def unsay(file: Path, *names: str) -> None:
+    """Take fields out of a JSON file."""
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k not in names}))
+
+
 def as_lerobot(source: Path, target: Path) -> Path:
     """Config, weights, pre-processor and statistics, as LeRobot's `save_pretrained` writes them."""
     target.mkdir()

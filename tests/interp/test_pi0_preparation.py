@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pi0_directories import unsay
 from PIL import Image
-from random_policy import build_half, random_observations
+from random_policy import build_half, build_policy, random_observations
 
 from interp.policies import Policy, load_policy
 from interp.policies.preprocessing import Images, Preprocessing, Statistics
@@ -22,7 +23,7 @@ SIZES = [(480, 640), (640, 480), (37, 91), (224, 100), (224, 224), (3, 500)]
 
 def prepared(images: Images, size: int = 224, **fields: object) -> Preprocessing:
     one = Statistics((0.0,), (1.0,))
-    return Preprocessing(("a",), size, 1, 1, 48, one, one, images=images, **fields)  # type: ignore[arg-type]
+    return Preprocessing(("a",), size, 1, 1, 48, 1, one, one, images=images, **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -90,15 +91,23 @@ def test_lerobots_prompts_only_get_their_line_break() -> None:
 def test_what_came_later_does_not_change_what_older_policies_are() -> None:
     """robosteer.json of tiny-pi0 says nothing of it, and neither does what its fingerprint covers."""
     stored = json.loads((Path(TINY_PI0) / "robosteer.json").read_text())
-    covered = Preprocessing.read(Path(TINY_PI0)).to_json()
+    covered = Preprocessing.read(Path(TINY_PI0), 1).to_json()
     assert covered.keys() == (stored.keys() - {"pretraining"}) | {"prompt_suffix"}
     assert json.loads(json.dumps(covered["norm"])) == stored["norm"]
+
+
+def test_whole_chunks_are_carried_out_if_robosteer_json_does_not_say(tmp_path: Path) -> None:
+    """Of transformers' layout as of openpi's: sampling at every action is nobody's default."""
+    directory = build_policy(tmp_path / "policy")
+    assert load_policy(directory).spec.execute == 2
+    unsay(directory / "robosteer.json", "execute")
+    assert load_policy(directory).spec.execute == 6
 
 
 @pytest.mark.parametrize("images", ["openpi", "lerobot", "lerobot-0.5"])
 def test_preparation_is_saved_and_read_back(images: Images) -> None:
     odd = Preprocessing(
-        ("a",), 32, 2, 1, 9, Statistics.of_range((0.0, 1.0), (2.0, 1.0)), Statistics((0.0,), (1.0,), 1e-6),
+        ("a",), 32, 2, 1, 9, 3, Statistics.of_range((0.0, 1.0), (2.0, 1.0)), Statistics((0.0,), (1.0,), 1e-6),
         images=images, clean_prompt=True, prompt_suffix="\n",
     )  # fmt: skip
     assert Preprocessing.from_json(json.loads(json.dumps(odd.to_json()))) == odd

@@ -40,7 +40,13 @@ def load(directory: Path, kind: str, device: "str | torch.device", source: str) 
             f"{directory} is a LeRobot policy ({kind}), and LeRobot is not installed here: "
             "use the environment of `make setup-lerobot`, or pip install 'robosteer[lerobot]'"
         )
-    from interp.policies.lerobot.files import read_cameras, read_config, read_network, read_processors
+    from interp.policies.lerobot.files import (
+        read_cameras,
+        read_config,
+        read_network,
+        read_processors,
+        read_rate,
+    )
     from interp.policies.lerobot.policy import LeRobotPolicy
     from interp.policies.lerobot.statistics import check
     from interp.runs import read_json
@@ -57,7 +63,7 @@ def load(directory: Path, kind: str, device: "str | torch.device", source: str) 
     pre, post = read_processors(directory, config)
     check(pre, post, source)
     module = read_network(directory, config, device)
-    return LeRobotPolicy(families[kind](module), pre, post, source, cameras)
+    return LeRobotPolicy(families[kind](module), pre, post, source, cameras, read_rate(directory))
 
 
 def installed() -> bool:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
-CONTROL_RATE = 30.0
-"""Actions a second: LeRobot's layout does not say, and this is what its robots and its policy server start with."""
 
 
 def read_config(directory: Path) -> Any:
@@ -81,6 +79,15 @@ def read_cameras(directory: Path) -> tuple[str, ...] | None:
     if not isinstance(found, list) or not found or not all(isinstance(camera, str) for camera in found):
         raise UsageError(f"{file}: cameras must be a list of names, at least one, not {json.dumps(found)}")
     return tuple(found)
+
+
+def read_rate(directory: Path) -> float | None:
+    """Actions a second [Hz], where robosteer.json says so: LeRobot's layout has no place for it."""
+    file = directory / FILE
+    found = read_json(file).get("fps") if file.is_file() else None
+    if found is not None and (not isinstance(found, int | float) or not found > 0):
+        raise UsageError(f"{file}: fps must be a positive number, not {json.dumps(found)}")
+    return found
 
 
 @contextlib.contextmanager
@@ -156,7 +163,8 @@ def save(policy: "LeRobotPolicy", target: Path) -> None:
 
 
 def save_settings(policy: "LeRobotPolicy", directory: Path, **changes: Any) -> None:
-    """config.json, the processors, and robosteer.json if the robot lacks a camera of the configuration's.
+    """config.json, the processors, and robosteer.json if the robot lacks a camera of the configuration's or the rate is
+    known.
 
     `changes` are other values of settings of config.json.
 
@@ -170,8 +178,11 @@ def save_settings(policy: "LeRobotPolicy", directory: Path, **changes: Any) -> N
         config.save_pretrained(directory)
         policy.preprocessor.save_pretrained(directory)
         policy.postprocessor.save_pretrained(directory)
-    if policy.absent:
-        write_json(directory / FILE, {"cameras": list(policy.spec.cameras)})
+    about: dict[str, Any] = {"cameras": list(policy.spec.cameras)} if policy.absent else {}
+    if policy.spec.fps is not None:
+        about["fps"] = policy.spec.fps
+    if about:
+        write_json(directory / FILE, about)
 
 
 def fit_cameras(policy: "LeRobotPolicy", directory: Path, seen: Observation) -> tuple[str, ...]:

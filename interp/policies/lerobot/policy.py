@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from interp.errors import UsageError, unknown
 from interp.policies.dead import dead_heads
 from interp.policies.lerobot.architecture import Architecture
-from interp.policies.lerobot.files import CONTROL_RATE, fit_cameras, save, save_settings
+from interp.policies.lerobot.files import fit_cameras, save, save_settings
 from interp.policies.preprocessing import FILE, start_of, states_of
 from interp.policies.protocol import Batch, Block, Observation, Prefix, Readout
 from interp.policies.spec import PolicySpec, TowerSpec
@@ -60,13 +60,14 @@ class LeRobotPolicy:
         postprocessor: Any,
         source: str = "memory",
         cameras: Sequence[str] | None = None,
+        fps: float | None = None,
     ) -> None:
         """`cameras` are those that the robot has, of the configuration's; None: all. Others are as LeRobot has them
-        that are not in an observation: masked where there is a mask."""
+        that are not in an observation: masked where there is a mask. `fps` is the rate that its robot acts at [Hz]."""
         self.architecture = architecture
         self.module: Any = architecture.module.eval().requires_grad_(False)
         self.preprocessor, self.postprocessor = preprocessor, postprocessor
-        self.source = source
+        self.source, self._fps = source, fps
         known = {camera_of(key): key for key in self.module.config.image_features if _EMPTY not in key}
         for camera in cameras or ():
             if camera not in known:
@@ -114,7 +115,7 @@ class LeRobotPolicy:
             max_action_dim=self.architecture.max_action_dim,
             horizon=self.architecture.horizon,
             flow_steps=self.architecture.flow_steps,
-            fps=CONTROL_RATE,
+            fps=self._fps,
             execute=config.n_action_steps,
             state_names=tuple(f"state_{i}" for i in range(state.shape[0])),
             action_names=tuple(f"action_{i}" for i in range(action.shape[0])),
