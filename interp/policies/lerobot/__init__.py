@@ -1,6 +1,7 @@
 """Policies of LeRobot: SmolVLA, PI0, PI0.5 and X-VLA, in LeRobot's own classes.
 
-policy.py is what they share, architecture.py says what each of them adds, files.py reads and writes their directories.
+policy.py is what they share, architecture.py says what each of them adds, files.py reads and writes their directories,
+parity.py compares with LeRobot's own code.
 """
 
 from collections.abc import Callable
