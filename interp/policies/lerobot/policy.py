@@ -25,6 +25,7 @@ from interp.policies.dead import dead_heads
 from interp.policies.lerobot.architecture import Architecture
 from interp.policies.lerobot.files import CONTROL_RATE, fit_cameras, save, save_settings
 from interp.policies.lerobot.parity import check_parity
+from interp.policies.lerobot.relative import RELATIVE, SETTING
 from interp.policies.preprocessing import FILE, start_of, states_of
 from interp.policies.protocol import Batch, Block, Observation, Prefix, Readout
 from interp.policies.spec import PolicySpec, TowerSpec
@@ -36,7 +37,6 @@ STATE, TOKENS, TOKENS_MASK = (
 )
 ROBOT_STATE = "robot_state"
 """Of a batch, the state in the robot's units, where actions are relative to it."""
-_RELATIVE, _SETTING = "RelativeActionsProcessorStep", "use_relative_actions"
 _IMAGE = ("observation.images.", "observation.")
 _EMPTY = "empty_camera_"
 
@@ -80,7 +80,7 @@ class LeRobotPolicy:
         self._tokenizer_step = step
         # Adds to actions the last state that it has seen; before LeRobot 0.5 there is none.
         self._relative = next(
-            (s for s in preprocessor.steps if type(s).__name__ == _RELATIVE and s.enabled), None
+            (s for s in preprocessor.steps if type(s).__name__ == RELATIVE and s.enabled), None
         )
         # Only where words stand in the prompt as they are can attention be shown on them.
         self.tokenizer = step.input_tokenizer if architecture.prompt_start is not None else None
@@ -316,7 +316,7 @@ class LeRobotPolicy:
         self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
     ) -> Float[Tensor, "batch *axes action"]:
         if self._relative is not None:
-            known = {TransitionKey.OBSERVATION: {STATE: start_of(actions, state, _SETTING)}}
+            known = {TransitionKey.OBSERVATION: {STATE: start_of(actions, state, SETTING)}}
             actions = self._relative({**known, TransitionKey.ACTION: actions})[TransitionKey.ACTION]
         for step in self.preprocessor.steps:
             if isinstance(step, NormalizerProcessorStep):
@@ -327,7 +327,7 @@ class LeRobotPolicy:
         self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
     ) -> Float[Tensor, "batch *axes action"]:
         if self._relative is not None:  # the post-processor's last step asks it for the state
-            self._relative({TransitionKey.OBSERVATION: {STATE: start_of(actions, state, _SETTING)}})
+            self._relative({TransitionKey.OBSERVATION: {STATE: start_of(actions, state, SETTING)}})
         return self.postprocessor(actions).to(actions.device)
 
     # ---- its parts
