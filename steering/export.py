@@ -10,7 +10,7 @@ lerobot-peft  the adapter under LeRobot's names, for `make_policy`
 
 Each is written beside its destination, reloaded in a fresh process, its action chunks on real frames are
 compared with the policy in memory, and only then is it renamed into place. An adapter of a bfloat16 policy is compared
-in float32 (steering/precision.py says why), on weights that the merge has not rounded.
+in float32 (interp/policies/precision.py says why), on weights that the merge has not rounded.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from interp.demos import Demonstrations
 from interp.errors import Failure, UsageError, unknown
 from interp.heads import Head
 from interp.policies import Observation, Policy, load_policy, policy_directory
+from interp.policies.precision import in_float32, is_rounded
 from interp.policies.preprocessing import FILE
 from interp.rates import say_rate
 from interp.runs import read_json, whole_directory, write_atomic, write_json
@@ -38,7 +39,6 @@ from steering.finetune import CHECKPOINT, POLICY, SUMMARY
 from steering.pi0_files import as_they_compute, check_weights
 from steering.pi0_lerobot import lerobot_directory, lerobot_settings, tokenizer_name
 from steering.pi0_openpi import openpi_directory
-from steering.precision import in_float32, is_rounded
 from steering.slices import SlicedLinear
 from steering.verify import ask_fresh_process, chunks_of
 

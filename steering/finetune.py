@@ -39,6 +39,7 @@ from tqdm import tqdm
 from interp.demos import Demonstrations
 from interp.errors import UsageError
 from interp.policies import Policy, load_policy
+from interp.policies.precision import rounded_off
 from interp.rates import say_rate, warn_if_other_rate
 from interp.runs import read_json, write_json
 from interp.scores import HeadScores, now
@@ -49,7 +50,6 @@ from steering.draws import Draw
 from steering.frames import Examples, TrainingFrames
 from steering.headset import HeadSet
 from steering.memory import PeakMemory
-from steering.precision import rounded_off
 from steering.progress import Progress
 from steering.ranks import Ranks
 from steering.recipes import Adaptation, Recipe, adapt

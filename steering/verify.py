@@ -1,7 +1,7 @@
 """The other half of an export: load the exported directory in a fresh process and say what it does.
 
 An adapter is put on its base there, by PEFT alone; one for LeRobot's pi0 after its names are changed back. If the base
-is of less precision than float32, it is asked once as it is and once in float32 (steering/precision.py).
+is of less precision than float32, it is asked once as it is and once in float32 (interp/policies/precision.py).
 
 `python -m steering.verify REQUEST REPLY` is started by steering/export.py. Nothing of the exporting process
 is left here: no module objects, no caches, no wrapped layers, only the files that a robot would get.
@@ -27,9 +27,9 @@ from jaxtyping import Float
 
 from interp.errors import Failure
 from interp.policies import Observation, Policy, load_policy
+from interp.policies.precision import is_rounded
 from steering.adapter import put_on
 from steering.pi0_adapter import in_transformers_names
-from steering.precision import is_rounded
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,17 @@
 own code does to one observation is done to every row of a batch, each with its own state."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import lerobot.processor
 import numpy as np
 import pytest
 import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+from lerobot.policies.factory import make_policy
 from lerobot_kit import ACTION_DIM, build, observations
 from lerobot_reference import LeRobot
 
@@ -85,12 +90,115 @@ def test_relative_and_absolute_are_two_policies(directory: Path, tmp_path: Path)
     )
 
 
-def test_a_copy_normalises_by_relative_actions(
-    directory: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def edited(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def named(dataset: Path, to: Path, names: list[str] | None) -> Path:
+    """A copy of the data whose actions are called that."""
+    shutil.copytree(dataset, to)
+    features = json.loads((to / "meta/info.json").read_text())["features"]
+    edited(to / "meta/info.json", features=features | {"action": features["action"] | {"names": names}})
+    return to
+
+
+RELATIVE_STEP = {"enabled": True, "exclude_joints": ["gripper"], "action_names": NAMES}
+BASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str] | None]] = {
+    "without names": ({"use_relative_actions": True}, {}, NAMES),
+    "switched on in config.json alone": ({}, {"use_relative_actions": True}, NAMES),
+    "of another robot": ({"use_relative_actions": True, "action_feature_names": NAMES[::-1]}, {}, NAMES),
+    "with the only names": ({"use_relative_actions": True, "action_feature_names": NAMES}, {}, None),
+}
+"""What a base is built with, what is then changed in its config.json, and the names in the data."""
+
+
+@pytest.mark.parametrize("family", ["pi0", "pi05"])
+@pytest.mark.parametrize("kind", BASES)
+def test_a_copy_is_relative_as_lerobot_train_would_have_it(
+    family: str, kind: str, dataset: Path, tmp_path: Path
 ) -> None:
+    built, changed, names = BASES[kind]
+    demos, new = named(dataset, tmp_path / "demos", names), tmp_path / "new"
+    base = build(family, tmp_path / "base", **built)
+    edited(base / "config.json", **changed)
+    assert robosteer.main(["demos", "normalise", str(demos), str(new), "--policy", str(base)]) == 0
+
+    # Of what lerobot-train does, that which names actions.
+    config = PreTrainedConfig.from_pretrained(str(base))
+    config.pretrained_path, config.device = base, "cpu"
+    make_policy(config, ds_meta=LeRobotDatasetMetadata("local/tiny", root=demos))
+    assert config.action_feature_names == NAMES
+    assert json.loads((new / "config.json").read_text())["action_feature_names"] == NAMES
+    saved = {
+        step["registry_name"]: step["config"]
+        for part in ("pre", "post")
+        for step in json.loads((new / f"policy_{part}processor.json").read_text())["steps"]
+    }
+    assert saved["relative_actions_processor"] == RELATIVE_STEP
+    assert saved["absolute_actions_processor"] == {"enabled": True}
+
+    policy, seen = load_policy(new), Demonstrations.open(demos).observation(0)
+    noise = policy.noise(1, seed=1)
+    with torch.no_grad():
+        chunk = policy.sample(policy.batch([seen]), noise)[0]
+    torch.testing.assert_close(LeRobot(new).chunk(seen, policy, noise), chunk, **CLOSE)
+
+
+def test_actions_without_any_name_get_some(dataset: Path, tmp_path: Path) -> None:
+    """Or LeRobot's inference takes the robot's, and the gripper would be absolute that was trained as relative."""
+    base = build("pi0", tmp_path / "base", use_relative_actions=True)
+    demos, new = named(dataset, tmp_path / "demos", None), tmp_path / "new"
+    assert robosteer.main(["demos", "normalise", str(demos), str(new), "--policy", str(base)]) == 0
+    steps = json.loads((new / "policy_preprocessor.json").read_text())["steps"]
+    (step,) = (each["config"] for each in steps if each["registry_name"] == "relative_actions_processor")
+    assert step["action_names"] == [f"action_{at}" for at in range(ACTION_DIM)]
+    assert step["action_names"] == json.loads((new / "config.json").read_text())["action_feature_names"]
+
+
+@pytest.mark.parametrize(
+    ("built", "changed", "says"),
+    [
+        (
+            {},
+            {"use_relative_actions": True},
+            "use_relative_actions is true and RelativeActionsProcessorStep is off",
+        ),
+        (
+            {"use_relative_actions": True},
+            {"use_relative_actions": False},
+            "use_relative_actions is false and RelativeActionsProcessorStep is on",
+        ),
+        (
+            {"use_relative_actions": True},
+            {"action_feature_names": NAMES},
+            "gripper.pos is absolute by config.json and relative by RelativeActionsProcessorStep",
+        ),
+        (
+            {"use_relative_actions": True, "action_feature_names": NAMES},
+            {"relative_exclude_joints": ["lift", "gripper"]},
+            "lift is absolute by config.json and relative by RelativeActionsProcessorStep",
+        ),
+    ],
+)
+def test_a_config_that_says_otherwise_than_its_processors_is_refused(
+    built: dict[str, Any], changed: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    base = build("pi05", tmp_path / "base", **built)
+    load_policy(base)
+    edited(base / "config.json", **changed)
+    with pytest.raises(UsageError) as raised:
+        load_policy(base)
+    assert str(raised.value) == (
+        f"policy {base}: config.json and its processors disagree about relative actions: {says}; set config.json as "
+        f"the policy was trained, then `robosteer demos normalise DEMOS NEW --policy {base}` writes a copy in which "
+        "they agree"
+    )
+
+
+def test_a_copy_normalises_by_relative_actions(directory: Path, dataset: Path, tmp_path: Path) -> None:
     """Whatever meta/stats.json says: of every whole chunk less its own start, by numpy."""
-    new = tmp_path / "new"
-    assert robosteer.main(["demos", "normalise", str(dataset), str(new), "--policy", str(directory)]) == 0
+    demos_at, new = named(dataset, tmp_path / "demos", NAMES), tmp_path / "new"
+    assert robosteer.main(["demos", "normalise", str(demos_at), str(new), "--policy", str(directory)]) == 0
     policy, demos = load_policy(new), Demonstrations.open(dataset)
     chunks, starts, first = [], [], 0
     for episode in demos.episodes:

@@ -15,7 +15,7 @@ from training_kit import EXPERT, run, weights
 
 from interp.demos import Demonstrations
 from interp.policies import load_policy
-from steering.precision import rounded_off
+from interp.policies.precision import rounded_off
 from steering.recipes import Recipe
 from steering.training_state import TrainingState
 

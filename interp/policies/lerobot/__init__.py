@@ -1,6 +1,7 @@
 """Policies of LeRobot: SmolVLA, PI0, PI0.5 and X-VLA, in LeRobot's own classes.
 
-policy.py is what they share, architecture.py says what each of them adds, files.py reads and writes their directories.
+policy.py is what they share, architecture.py says what each of them adds, files.py reads and writes their directories,
+parity.py compares with LeRobot's own code, statistics.py and relative.py see to what its processors compute by.
 """
 
 from collections.abc import Callable
@@ -40,6 +41,7 @@ def load(directory: Path, kind: str, device: "str | torch.device", source: str) 
             f"{directory} is a LeRobot policy ({kind}), and LeRobot is not installed here: "
             "use the environment of `make setup-lerobot`, or pip install 'robosteer[lerobot]'"
         )
+    from interp.policies.lerobot import relative
     from interp.policies.lerobot.files import (
         read_cameras,
         read_config,
@@ -62,6 +64,7 @@ def load(directory: Path, kind: str, device: "str | torch.device", source: str) 
     cameras = read_cameras(directory)
     pre, post = read_processors(directory, config)
     check(pre, post, source)
+    relative.check(config, pre, post, source)
     module = read_network(directory, config, device)
     return LeRobotPolicy(families[kind](module), pre, post, source, cameras, read_rate(directory))
 

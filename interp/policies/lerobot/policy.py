@@ -24,6 +24,8 @@ from interp.errors import UsageError, unknown
 from interp.policies.dead import dead_heads
 from interp.policies.lerobot.architecture import Architecture
 from interp.policies.lerobot.files import fit_cameras, save, save_settings
+from interp.policies.lerobot.parity import check_parity
+from interp.policies.lerobot.relative import RELATIVE, SETTING
 from interp.policies.preprocessing import FILE, start_of, states_of
 from interp.policies.protocol import Batch, Block, Observation, Prefix, Readout
 from interp.policies.spec import PolicySpec, TowerSpec
@@ -35,12 +37,8 @@ STATE, TOKENS, TOKENS_MASK = (
 )
 ROBOT_STATE = "robot_state"
 """Of a batch, the state in the robot's units, where actions are relative to it."""
-_RELATIVE, _SETTING = "RelativeActionsProcessorStep", "use_relative_actions"
 _IMAGE = ("observation.images.", "observation.")
 _EMPTY = "empty_camera_"
-PARITY = 1e-4
-"""Largest difference from LeRobot's own chunk, relative to the largest action, of float32 weights."""
-_PARITY_HALF = 0.05
 
 # Of a configuration, what says how to train, where to run or where to publish: not what the policy is.
 _OUTSIDE = (
@@ -83,14 +81,14 @@ class LeRobotPolicy:
         self._tokenizer_step = step
         # Adds to actions the last state that it has seen; before LeRobot 0.5 there is none.
         self._relative = next(
-            (s for s in preprocessor.steps if type(s).__name__ == _RELATIVE and s.enabled), None
+            (s for s in preprocessor.steps if type(s).__name__ == RELATIVE and s.enabled), None
         )
         # Only where words stand in the prompt as they are can attention be shown on them.
         self.tokenizer = step.input_tokenizer if architecture.prompt_start is not None else None
         self.prompt_start = architecture.prompt_start or 0
         self.spec = self._spec({})
         self.fingerprint = self._fingerprint()
-        self._check_parity()
+        check_parity(self)
         self.spec = self._spec(dead_heads(self))
 
     def _spec(self, dead: Mapping[str, tuple[tuple[int, int], ...]]) -> PolicySpec:
@@ -140,23 +138,11 @@ class LeRobotPolicy:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return f"{self.module.config.type}-{digest.hexdigest()[:16]}"
 
-    def _check_parity(self) -> None:
-        """On one observation, LeRobot's own chunk. A version of LeRobot that computes something else is refused."""
-        size = self.spec.image_size
-        image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
-        seen = Observation(dict.fromkeys(self.spec.cameras, image), np.zeros(self.spec.state_dim), "")
-        with torch.no_grad():
-            noise, theirs = self.architecture.lerobots(self._processed(seen), seed=0)
-            ours = self.denoise(self.batch([seen]), noise)[..., : self.spec.action_dim]
-        self.module.eval()
-        limit = PARITY if next(self.module.parameters()).dtype == torch.float32 else _PARITY_HALF
-        difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
-        if not difference <= limit:
-            raise UsageError(
-                f"policy {self.source}: LeRobot's own chunk differs from the one computed here by {difference:.1e} "
-                f"(at most {limit:.0e}): this version of LeRobot computes {self.module.config.type} differently, or "
-                "the weights are broken"
-            )
+    def lerobots(
+        self, observation: Observation, seed: int
+    ) -> tuple[Float[Tensor, "1 horizon max_action_dim"], Float[Tensor, "1 horizon action"]]:
+        """Noise, and the chunk that LeRobot's own code computes from it, normalised."""
+        return self.architecture.lerobots(self._processed(observation), seed)
 
     @property
     def _device(self) -> torch.device:
@@ -337,7 +323,7 @@ class LeRobotPolicy:
         self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
     ) -> Float[Tensor, "batch *axes action"]:
         if self._relative is not None:
-            known = {TransitionKey.OBSERVATION: {STATE: start_of(actions, state, _SETTING)}}
+            known = {TransitionKey.OBSERVATION: {STATE: start_of(actions, state, SETTING)}}
             actions = self._relative({**known, TransitionKey.ACTION: actions})[TransitionKey.ACTION]
         for step in self.preprocessor.steps:
             if isinstance(step, NormalizerProcessorStep):
@@ -348,7 +334,7 @@ class LeRobotPolicy:
         self, actions: Float[Tensor, "batch *axes action"], state: Float[Tensor, "batch state"] | None = None
     ) -> Float[Tensor, "batch *axes action"]:
         if self._relative is not None:  # the post-processor's last step asks it for the state
-            self._relative({TransitionKey.OBSERVATION: {STATE: start_of(actions, state, _SETTING)}})
+            self._relative({TransitionKey.OBSERVATION: {STATE: start_of(actions, state, SETTING)}})
         return self.postprocessor(actions).to(actions.device)
 
     # ---- its parts

@@ -6,7 +6,8 @@ LeRobot passes a number on as it is where it finds no statistics for it, and say
 
 lerobot-train gives a policy those of the data set that it trains on (scripts/lerobot_train.py), and so does
 `with_statistics`; but a policy of relative actions gets those of relative actions even if the data set's are of
-absolute ones, as they are before `lerobot-edit-dataset` recomputed them.
+absolute ones, as they are before `lerobot-edit-dataset` recomputed them, and the names of the data's actions in
+config.json and its processor, as lerobot-train writes them.
 """
 
 import json
@@ -22,8 +23,9 @@ from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
 from interp.data.layout import Layout
 from interp.demos import Demonstrations
 from interp.errors import UsageError
-from interp.policies.lerobot.files import quiet, read_config, read_processors
-from interp.runs import whole_directory
+from interp.policies.lerobot import relative
+from interp.policies.lerobot.files import CONFIG, quiet, read_config, read_processors
+from interp.runs import read_json, whole_directory, write_json
 
 STATE, ACTION = "observation.state", "action"
 _STATS = "meta/stats.json"
@@ -78,7 +80,8 @@ def with_statistics(directory: Path, demos: str | Path, out: Path) -> None:
         raise UsageError(f"{out} exists: give a new directory")
     config, layout = read_config(directory), Layout.open(demos)
     found = statistics_of(layout)
-    if getattr(config, "use_relative_actions", False):
+    if relative.is_relative(config):
+        config.action_feature_names = relative.names_of(config, layout)
         found[ACTION] = relative_statistics(config, demos)
     for key, feature in ((STATE, config.robot_state_feature), (ACTION, config.action_feature)):
         theirs, own = len(found[key]["mean"]), feature.shape[0] if feature else 0
@@ -87,12 +90,14 @@ def with_statistics(directory: Path, demos: str | Path, out: Path) -> None:
     # As lerobot-train does.
     inputs, outputs = config.input_features, config.output_features
     given = {"stats": found, "norm_map": config.normalization_mapping}
+    before, after = relative.overrides(config)
     pre, post = read_processors(
         directory,
         config,
-        {"normalizer_processor": {**given, "features": {**inputs, **outputs}}},
-        {"unnormalizer_processor": {**given, "features": outputs}},
+        {"normalizer_processor": {**given, "features": {**inputs, **outputs}}, **before},
+        {"unnormalizer_processor": {**given, "features": outputs}, **after},
     )
+    relative.check(config, pre, post, str(directory))
     if lacking := missing(pre, post):
         raise UsageError(
             f"{layout.path / _STATS} has no {', '.join(lacking)}, which this {config.type} normalises by"
@@ -100,6 +105,9 @@ def with_statistics(directory: Path, demos: str | Path, out: Path) -> None:
     with whole_directory(out) as fresh:
         own_processors = shutil.ignore_patterns("policy_preprocessor*", "policy_postprocessor*")
         shutil.copytree(directory, fresh, ignore=own_processors)
+        if relative.is_relative(config):
+            named = {"action_feature_names": config.action_feature_names}
+            write_json(fresh / CONFIG, read_json(fresh / CONFIG) | named)
         with quiet():
             pre.save_pretrained(fresh)
             post.save_pretrained(fresh)
@@ -108,13 +116,12 @@ def with_statistics(directory: Path, demos: str | Path, out: Path) -> None:
 def relative_statistics(config: Any, demos: str | Path) -> dict[str, np.ndarray]:
     """Of the actions of every whole chunk, less the state that the chunk starts from: by LeRobot's own code.
 
-    As `config` has it, dimensions whose name has an excluded joint's in it stay absolute.
+    As `config` has it, dimensions whose name in it has an excluded joint's in it stay absolute.
     """
     from lerobot.datasets.compute_stats import compute_relative_action_stats  # not in LeRobot before 0.5
 
     opened = Demonstrations.open(demos)
     dim, at = opened.action.shape[1], opened.state.shape[1]
-    names = config.action_feature_names or opened.layout.names(opened.layout.actions)
     if len(opened.episodes) == 0 or max(map(len, opened.episodes)) < config.chunk_size:
         raise UsageError(
             f"demonstrations {demos}: no episode has the {config.chunk_size} frames of one chunk, which a policy of "
@@ -129,7 +136,7 @@ def relative_statistics(config: Any, demos: str | Path) -> dict[str, np.ndarray]
     columns = {ACTION: opened.action, STATE: opened.state, "episode_index": episode}
     found = compute_relative_action_stats(
         columns,
-        {ACTION: {"shape": (dim,), "names": names}},
+        {ACTION: {"shape": (dim,), "names": config.action_feature_names}},
         config.chunk_size,
         config.relative_exclude_joints,
     )

@@ -155,8 +155,17 @@ class XVLA:
         return error * self._weight[:real].to(error)
 
     def lerobots(self, processed: Mapping[str, Any], seed: int) -> tuple[Tensor, Tensor]:
-        """LeRobot's X-VLA takes no noise: it draws from the global generator, and so do we, from the same seed."""
-        like = next(self.module.parameters())
+        """LeRobot's X-VLA takes no noise: it draws from the global generator, and so do we, from the same seed. What
+        goes into the network has the precision that the configuration names: here that of the weights."""
+        like, config = next(self.module.parameters()), self.module.config
+        named = config.dtype
+        config.dtype = str(like.dtype).removeprefix("torch.")
+        try:
+            return self._lerobots(processed, seed, like)
+        finally:
+            config.dtype = named
+
+    def _lerobots(self, processed: Mapping[str, Any], seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
         with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
             torch.manual_seed(seed)
             first = torch.randn(1, self.horizon, self.dim, device=like.device, dtype=like.dtype)
