@@ -246,6 +246,12 @@ def test_a_baseline_without_a_run_is_told(capsys: pytest.CaptureFixture[str]) ->
     assert said == "robosteer evaluate: --against base: name the --run that holds these results\n"
 
 
+def test_a_suite_of_ones_own_beside_others_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--env", TOY, "--task", "sum", "--vary", "offset=1", "--suite", "in-domain"]
+    assert robosteer.main([*words, "--policy", "no-such-policy", "--n", "1"]) == 2
+    assert "--suite in-domain: --vary is a suite of its own" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "foreign", ['{"loss": 0.1}', '{"schema": 1, "policy": "x", "recipe": "mine"}', "[1]"]
 )
