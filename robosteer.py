@@ -53,6 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
     from testbed.variation import TestbedError
 
     try:
+        _check_filled(arguments)
         status: int | None = arguments.run_verb(arguments)
     except (UsageError, TestbedError) as error:
         print(f"robosteer {arguments.verb}: {error}", file=sys.stderr)
@@ -88,6 +89,17 @@ def main(words: Sequence[str] | None = None) -> int:
     finally:
         warnings.formatwarning = usual
     return status or 0
+
+
+def _check_filled(arguments: argparse.Namespace) -> None:
+    """Refuse empty words, such as a shell variable that is not set leaves: verbs would take them for not given."""
+    from interp.errors import UsageError
+
+    for name, value in vars(arguments).items():
+        if value == "" or (isinstance(value, list) and name != "rest" and "" in value):
+            raise UsageError(
+                f"{name.replace('_', '-')} is empty: give a value or leave it out (is a variable unset?)"
+            )
 
 
 def _in_a_line(
