@@ -161,6 +161,7 @@ def demo(a: argparse.Namespace) -> None:
     import time
 
     interp.verbs.check_device(a.device)
+    _check_numbers(a)
     began, run = time.time(), Path(a.run)
     here = () if a.device == "cpu" else ("--device", a.device)
     demos = run.parent / f"{run.name}-{a.task}-{a.episodes}-demonstrations"
@@ -180,6 +181,22 @@ def demo(a: argparse.Namespace) -> None:
     print(f"\nthe loop took {time.time() - began:.0f} s")
     if not a.no_app:
         _say("app", "--runs", run.parent, "--port", a.port)
+
+
+def _check_numbers(a: argparse.Namespace) -> None:
+    """What only a late step would refuse; told before any step."""
+    from interp.errors import UsageError
+    from interp.policies import load_policy
+
+    live = len(load_policy("tiny-pi0").spec.live_heads(["expert"]))
+    for option, value, least, most in (
+        ("heads", a.heads, 1, live),
+        ("n", a.n, 1, None),
+        ("port", a.port, 0, 65535),
+    ):
+        if value < least or (most is not None and value > most):
+            rule = f"from {least} to {most}" if most is not None else f"at least {least}"
+            raise UsageError(f"--{option} {value}: give {rule}")
 
 
 def _check_same_request(run: Path, demos: Path, heads: int) -> None:
