@@ -53,6 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
     from testbed.variation import TestbedError
 
     try:
+        _check_filled(arguments)
         status: int | None = arguments.run_verb(arguments)
     except (UsageError, TestbedError) as error:
         print(f"robosteer {arguments.verb}: {error}", file=sys.stderr)
@@ -88,6 +89,17 @@ def main(words: Sequence[str] | None = None) -> int:
     finally:
         warnings.formatwarning = usual
     return status or 0
+
+
+def _check_filled(arguments: argparse.Namespace) -> None:
+    """Refuse empty words, such as a shell variable that is not set leaves: verbs would take them for not given."""
+    from interp.errors import UsageError
+
+    for name, value in vars(arguments).items():
+        if value == "" or (isinstance(value, list) and name != "rest" and "" in value):
+            raise UsageError(
+                f"{name.replace('_', '-')} is empty: give a value or leave it out (is a variable unset?)"
+            )
 
 
 def _in_a_line(
@@ -149,6 +161,7 @@ def demo(a: argparse.Namespace) -> None:
     import time
 
     interp.verbs.check_device(a.device)
+    _check_numbers(a)
     began, run = time.time(), Path(a.run)
     here = () if a.device == "cpu" else ("--device", a.device)
     demos = run.parent / f"{run.name}-{a.task}-{a.episodes}-demonstrations"
@@ -168,6 +181,22 @@ def demo(a: argparse.Namespace) -> None:
     print(f"\nthe loop took {time.time() - began:.0f} s")
     if not a.no_app:
         _say("app", "--runs", run.parent, "--port", a.port)
+
+
+def _check_numbers(a: argparse.Namespace) -> None:
+    """What only a late step would refuse; told before any step."""
+    from interp.errors import UsageError
+    from interp.policies import load_policy
+
+    live = len(load_policy("tiny-pi0").spec.live_heads(["expert"]))
+    for option, value, least, most in (
+        ("heads", a.heads, 1, live),
+        ("n", a.n, 1, None),
+        ("port", a.port, 0, 65535),
+    ):
+        if value < least or (most is not None and value > most):
+            rule = f"from {least} to {most}" if most is not None else f"at least {least}"
+            raise UsageError(f"--{option} {value}: give {rule}")
 
 
 def _check_same_request(run: Path, demos: Path, heads: int) -> None:

@@ -18,6 +18,7 @@ One job runs at a time, over all runs of the library: two would only make each o
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -110,6 +111,10 @@ class Job:
         if (self.path / "summary.json").is_file():
             return "done"
         if "pid" not in self.config:  # from a terminal: its files are all there is to know
+            if _held(
+                self.path / "lock"
+            ):  # also before the first status, while frozen activations are computed
+                return "running"
             fresh = time.time() - _written(self.path / "status.json") < SILENT
             return str(said) if said in ("interrupted", "failed") else "running" if fresh else "silent"
         if self.alive:
@@ -319,6 +324,18 @@ def born(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
+
+
+def _held(lock: Path) -> bool:
+    """Whether a process holds the lock, as a training does as long as it lives."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or a file system that has none
+        return False
+    return False
 
 
 def _is_job(path: Path) -> bool:

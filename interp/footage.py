@@ -167,7 +167,7 @@ def place(run: Run, episode: int, edit: str | None = None) -> Path:
 def footage_of(run: Run) -> dict[int, tuple[str, ...]]:
     """Episodes whose frames have footage, with the edits of which they have a twin."""
     found = {path.parent.name for path in (run.path / "attention").glob(f"*/{ABOUT}")}
-    clean = sorted(int(name) for name in found if name.isdigit())
+    clean = sorted(int(name) for name in found if name.isdecimal())
     return {episode: tuple(edit for edit in EDITS if f"{episode}.{edit}" in found) for episode in clean}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,10 +22,19 @@ if TYPE_CHECKING:
     from interp.scores import HeadScores
 
 DEFAULT_TOWERS = ("expert", "vlm")
-PAIRS_ONLY = {"factor": None, "direction": "denoising"}
-PLACE_ONLY = {"span": None, "position": None, "step": None}
-EFFECT_ONLY, PART_ONLY = {"effect": "action"}, {"part": None}
-"""Options that some methods read, and what they are where nobody gave them."""
+DEFAULTS = {
+    "factor": None, "pairs": 30, "direction": "denoising", "span": None, "position": None, "step": None,
+    "frames": 60, "effect": "action", "part": None, "verify": 5, "points": 5,
+}  # fmt: skip
+"""Options that only some methods read, and what they are where nobody gave them."""
+_PAIRS, _ABLATION = {"factor", "pairs", "direction"}, {"frames", "effect"}
+READ = {
+    "patching": _PAIRS | {"span", "position", "step"},
+    "zero": _ABLATION, "mean": _ABLATION, "resample": _ABLATION,
+    "atp": _PAIRS | {"verify"}, "ig": _PAIRS | {"points"}, "atp-q": _PAIRS, "atp-k": _PAIRS,
+    "direct": {"frames"}, "mass": {"frames", "part"},
+}  # fmt: skip
+"""Which of them a method reads."""
 
 
 def patch(a: Namespace) -> None:
@@ -34,7 +43,7 @@ def patch(a: Namespace) -> None:
     from interp.patching import patch_heads
 
     settings = None
-    _check_read(a, EFFECT_ONLY if a.method == "patching" else {**PAIRS_ONLY, **PLACE_ONLY})
+    _settle(a)
     if a.method != "patching":
         settings = AblationSettings(a.method, a.effect, frames=a.frames, seed=a.seed)
     asked = () if settings else (*_pairs_asked(a), *_place_asked(a))
@@ -73,7 +82,7 @@ def _patch_takes(p: ArgumentParser) -> None:
         help="between clean and corrupt observations; or ablation: by zero, the mean, another frame's output",
     )  # fmt: skip
     _pairs_take(p)
-    p.add_argument("--effect", choices=("action", "loss"), default="action", help="of ablation")
+    p.add_argument("--effect", choices=("action", "loss"), help="of ablation (action)")
     p.add_argument("--span", help="token span to patch (image/<camera>, language, state, action)")
     p.add_argument("--position", type=int, help="token position to patch")
     p.add_argument("--step", type=int, help="flow step to patch (expert)")
@@ -84,8 +93,7 @@ def attribute(a: Namespace) -> None:
     from interp.attribution import atp, atp_qk, direct_scores, integrated
     from interp.mass import mass_scores
 
-    _check_read(a, PAIRS_ONLY if a.method in ("direct", "mass") else {})
-    _check_read(a, PART_ONLY if a.method != "mass" else {})
+    _settle(a)
     if a.method == "mass" and len(a.towers or ()) > 1:
         raise UsageError(f"--towers {' '.join(a.towers)}: --method mass scores one tower at a time: name one")
     if a.method == "direct" and set(a.towers or ("expert",)) != {"expert"}:
@@ -127,8 +135,8 @@ def _attribute_takes(p: ArgumentParser) -> None:
         "into the action (the expert's alone); where it looks (one tower, the expert)",
     )  # fmt: skip
     _pairs_take(p)
-    p.add_argument("--verify", type=int, default=5, help="best heads of atp to patch for real")
-    p.add_argument("--points", type=int, default=5, help="points of integrated gradients")
+    p.add_argument("--verify", type=int, help="best heads of atp to patch for real (5)")
+    p.add_argument("--points", type=int, help="points of integrated gradients (5)")
     p.add_argument(
         "--part",
         help="mass: what is looked at (image/<camera>, language, ..., image/<camera>/padding, other)",
@@ -141,16 +149,13 @@ def _pairs_take(p: ArgumentParser) -> None:
         "--factor",
         help="pairs that differ in this: visual, linguistic, physical (by default, frames of two episodes)",
     )
-    p.add_argument("--pairs", type=int, default=30, help="pairs to patch between")
-    p.add_argument(
-        "--frames", type=int, default=60, help="frames of the demonstrations, for methods without pairs"
-    )
+    p.add_argument("--pairs", type=int, help="pairs to patch between (30)")
+    p.add_argument("--frames", type=int, help="frames of the demonstrations, for methods without pairs (60)")
     p.add_argument("--towers", nargs="+", help="towers to score (expert and vlm)")
     p.add_argument(
         "--direction",
         choices=("denoising", "noising"),
-        default="denoising",
-        help="clean values into the corrupt run, or corrupt ones into the clean run",
+        help="clean values into the corrupt run (denoising, the default), or corrupt ones into the clean run",
     )
     p.add_argument("--policy", help="directory of the run's policy, if it has moved")
     p.add_argument("--demos", help="directory of the run's demonstrations, if they have moved")
@@ -159,10 +164,13 @@ def _pairs_take(p: ArgumentParser) -> None:
     takes_seed(p, "of every draw")
 
 
-def _check_read(a: Namespace, unread: Mapping[str, str | None]) -> None:
-    """Refuse what was given although the method does not read it."""
-    for option, default in unread.items():
-        if (value := getattr(a, option)) != default:
+def _settle(a: Namespace) -> None:
+    """Refuse what was given although the method does not read it; what was not given gets its default."""
+    for option, default in DEFAULTS.items():
+        value = getattr(a, option, None)
+        if value is None:
+            setattr(a, option, default)
+        elif option not in READ[a.method]:
             raise UsageError(f"--{option} {value}: --method {a.method} does not read it: leave it out")
 
 

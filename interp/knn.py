@@ -178,6 +178,8 @@ def rank(
     With `greedy`, settings["greedy"] holds each tower's `best_add` of n heads.
     """
     check_seed(seed)
+    if n < 1:
+        raise UsageError(f"top {n}: at least one head chooses k")
     settings = settings or KnnSettings()
     signals = run.signals()
     if not towers:

@@ -232,9 +232,11 @@ class Run:
             raise UsageError(
                 f"{path} is a run of schema {info.get('schema')!r}: this version reads schema {SCHEMA}"
             )
-        for key in ("policy", "data"):
-            if not isinstance(info.get(key), dict) or "fingerprint" not in info[key]:
-                raise UsageError(f"{path}/run.json is broken: it lacks {key}.fingerprint")
+        for key, part in (("policy", "fingerprint"), ("policy", "spec"), ("data", "fingerprint")):
+            if not isinstance(info.get(key), dict) or part not in info[key]:
+                raise UsageError(f"{path}/run.json is broken: it lacks {key}.{part}")
+        if not isinstance(info.get("captured"), dict):
+            raise UsageError(f"{path}/run.json is broken: it lacks captured")
         return cls(path, info)
 
     def expect(self, *, policy: str | None = None, data: str | None = None) -> "Run":
@@ -331,8 +333,11 @@ class Run:
         files = self.files("scores")
         if name not in files:
             raise unknown(f"scores in run {self.path}", name, files)
+        data = read_json(files[name])
         try:
-            return HeadScores.from_json(read_json(files[name]))
+            return HeadScores.from_json(data)
+        except UsageError as error:
+            raise UsageError(f"{files[name]}: {error}") from error
         except (KeyError, TypeError, AssertionError) as error:
             raise UsageError(f"{files[name]} is broken: {type(error).__name__}: {error}") from error
 

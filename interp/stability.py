@@ -15,7 +15,7 @@ Source: complementary pairs stability selection, Shah & Samworth (arXiv 1105.557
 Axis names: split, half (two a split), head (live heads of one tower).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -50,16 +50,11 @@ def stability(
     if scores.data != run.data or scores.policy != run.policy:
         raise UsageError(f"the scores are not of run {run.path}: rank it first")
     check_seed(seed)
-    if splits < 1:
-        raise UsageError(f"splits must be at least 1, not {splits}")
     scored, agreement = {}, {}
     for tower, choice in scores.settings["chosen"].items():
-        problem = Problem(run, tower, replace(settings, ks=(choice["k"],)))
         top = choice["n"] if n is None else n
-        if not 1 <= top < len(problem.heads):
-            raise UsageError(
-                f"top {top}: tower {tower} has {len(problem.heads)} live heads, choose fewer to compare sets"
-            )
+        check_halving(run, [tower], top, splits)
+        problem = Problem(run, tower, replace(settings, ks=(choice["k"],)))
         halves = _halves(problem.episode_place, splits, np.random.default_rng(seed))
         ranks = _ranks(_half_errors(problem, halves, progress))
         frequency = (ranks < top).mean(axis=(0, 1))
@@ -91,15 +86,26 @@ def stability(
     )
 
 
+def check_halving(run: Run, towers: Iterable[str], n: int, splits: int) -> None:
+    """Refuse what has no stability; also before the ranking itself."""
+    if splits < 1:
+        raise UsageError(f"splits must be at least 1, not {splits}")
+    for tower in towers:
+        heads = len(run.spec.tower(tower).live)
+        if not 1 <= n < heads:
+            raise UsageError(f"top {n}: tower {tower} has {heads} live heads, choose fewer to compare sets")
+    episodes = len(np.unique(run.signals().episode))
+    if episodes < 4:
+        raise UsageError(
+            f"stability needs at least 4 episodes, two for each half; the run has {episodes}: record more"
+        )
+
+
 def _halves(
     episode: Int[np.ndarray, " frame"], splits: int, rng: np.random.Generator
 ) -> list[tuple[Int[np.ndarray, " frame"], Int[np.ndarray, " frame"]]]:
     """Frames of two disjoint halves of the episodes; of an odd number, one episode sits out."""
     episodes = int(episode.max()) + 1
-    if episodes < 4:
-        raise UsageError(
-            f"stability needs at least 4 episodes, two for each half; the run has {episodes}: record more"
-        )
     found = []
     for _ in range(splits):
         order = rng.permutation(episodes)

@@ -72,6 +72,10 @@ def rank(a: Namespace) -> None:
     settings = KnnSettings(
         tokens=tokens, ks=tuple(a.k), target=a.target, normalised=a.normalised, metric=a.metric
     )
+    if a.stability is not None:  # the rest may take minutes
+        from interp.stability import check_halving, stability
+
+        check_halving(run, towers, a.top, a.stability)
     scores = rank_heads(run, settings, towers=towers, n=a.top, greedy=a.greedy, seed=a.seed, progress=True)
     path = run.save_scores(scores, a.name)
     for tower in towers:
@@ -82,9 +86,7 @@ def rank(a: Namespace) -> None:
     for tower, found in scores.settings.get("greedy", {}).items():
         print(f"{tower}: greedy {', '.join(found['heads'])}; joint error {found['joint_error'][-1]:.4g}")
     print(path)
-    if a.stability:
-        from interp.stability import stability
-
+    if a.stability is not None:
         often = stability(run, scores, splits=a.stability, seed=a.seed, progress=True)
         for tower, agreement in often.settings["agreement"].items():
             rho, tau, shared = (agreement[name] for name in ("spearman", "kendall", "shared"))

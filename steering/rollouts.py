@@ -129,12 +129,7 @@ def evaluate_all(
     the first include the start of the workers. Whatever ends this early (Ctrl-C, a worker that dies), `unfinished` is
     given what conditions (by their place) have so far that are not complete.
     """
-    if n < 1:
-        raise UsageError(f"n = {n} episodes: evaluate at least one")
-    if seed0 < 0:
-        raise UsageError(f"seed0 = {seed0}: episode seeds start at 0")
-    if workers < 1:
-        raise UsageError(f"workers = {workers}: evaluation needs at least one")
+    check_numbers(n, seed0, workers)
     if not conditions:
         raise UsageError("no condition: evaluate under at least one")
     kept = kept or [{} for _ in conditions]
@@ -180,6 +175,16 @@ def evaluate_all(
                     if len(done[i]) > len(kept[i]):
                         unfinished(i, evaluation(i, time.perf_counter() - started if i == ended else 0.0))
                 raise
+
+
+def check_numbers(n: int, seed0: int, workers: int) -> None:
+    """Refuse what cannot be evaluated, also where nothing is left to run."""
+    if n < 1:
+        raise UsageError(f"n = {n} episodes: evaluate at least one")
+    if seed0 < 0:
+        raise UsageError(f"seed0 = {seed0}: episode seeds start at 0")
+    if workers < 1:
+        raise UsageError(f"workers = {workers}: evaluation needs at least one")
 
 
 def settings_of(

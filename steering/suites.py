@@ -35,7 +35,7 @@ from steering.results import (
     result_path,
     save_result,
 )
-from steering.rollouts import TABLETOP, Evaluation, evaluate_all, settings_of
+from steering.rollouts import TABLETOP, Evaluation, check_numbers, evaluate_all, settings_of
 from testbed.tasks import PRETRAINING, UNSEEN
 
 HELD_OUT_PARAPHRASE = 3  # the last template of every task: demonstrations leave it out
@@ -167,6 +167,7 @@ def run_suites(
     those of that name, which must be there. Whatever stops this (Ctrl-C, a worker that dies) leaves the episodes of the
     suite that it stopped there too, unless a result that they would replace is there.
     """
+    check_numbers(n, seed0, workers)
     if against and directory is None:
         raise UsageError(f"--against {against}: name the --run that holds these results")
     chosen = list(suites)

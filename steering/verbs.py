@@ -180,7 +180,7 @@ def evaluate(a: Namespace) -> None:
 
     from steering import suites
     from steering.environments import place
-    from steering.results import file_stem
+    from steering.results import IN_DOMAIN, file_stem
     from steering.rollouts import film
     from steering.video import check_format
 
@@ -188,9 +188,11 @@ def evaluate(a: Namespace) -> None:
     check_format(a.video_format)
     check_device(a.device)  # the workers load the policy
     variation = _variation(a.vary)
+    if variation and a.suite:
+        raise UsageError(f"--suite {' '.join(a.suite)}: --vary is a suite of its own: give one of the two")
     where = place(a.env, a.task)
     cameras = {camera: str(image) for camera, image in named_values("--camera", a.camera).items()}
-    chosen = (suites.custom(variation),) if variation else suites.choose(a.suite, where.suites)
+    chosen = (suites.custom(variation),) if variation else suites.choose(a.suite or [IN_DOMAIN], where.suites)
     subject = _subject(a, run)
     task = re.sub(r"[^A-Za-z0-9._+-]+", "-", where.task)
     called = subject.name if run else f"{subject.name}-{task}"
@@ -298,11 +300,10 @@ def _evaluate_takes(p: ArgumentParser) -> None:
     p.add_argument(
         "--suite",
         nargs="+",
-        default=["in-domain"],
         metavar="SUITE",
-        help="in-domain, lighting, form, distractors, camera, paraphrase, other-object, pose-shift, robot-start, "
-        "gripper-offset, unseen:TASK, forgetting:TASK, or visual, linguistic, physical, unseen, forgetting, all; "
-        "in LIBERO object, language, task, position, or all of visual, linguistic, physical, all",
+        help="in-domain (the default), lighting, form, distractors, camera, paraphrase, other-object, pose-shift, "
+        "robot-start, gripper-offset, unseen:TASK, forgetting:TASK, or visual, linguistic, physical, unseen, "
+        "forgetting, all; in LIBERO object, language, task, position, or all of visual, linguistic, physical, all",
     )
     p.add_argument("--n", type=int, default=100, help="episodes a suite")
     takes_seed(p, "seed of the first episode; the same seeds pair arms")

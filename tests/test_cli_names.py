@@ -1,4 +1,5 @@
-"""What gets a name on the command line stays in its folder of the run: another place is refused before any work."""
+"""What gets a name on the command line stays in its folder of the run: another place is refused before any work, and so
+is an empty word."""
 
 from pathlib import Path
 
@@ -49,3 +50,25 @@ def test_the_name_of_a_film_is_checked_before_the_rollouts(capsys: pytest.Captur
     assert robosteer.main(words) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert "name of the result '../film" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "empty"),
+    [
+        (["select", "--by", "random", "--top", "2", "--heads", ""], "heads"),
+        (["select", "--by", "random", "--top", "2", "--name", ""], "name"),
+        (["export", "--name", "base", "--lerobot-base", ""], "lerobot-base"),
+        (["finetune", "--others", "a", ""], "others"),
+    ],
+)
+def test_an_empty_word_is_not_taken_for_one_that_was_not_given(
+    run: Run, capsys: pytest.CaptureFixture[str], words: list[str], empty: str
+) -> None:
+    """As "$CHOSEN" is where nobody has set it."""
+    before = files(run.path)
+    assert robosteer.main([*words, "--run", str(run.path)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert (
+        said == f"robosteer {words[0]}: {empty} is empty: give a value or leave it out (is a variable unset?)"
+    )
+    assert files(run.path) == before

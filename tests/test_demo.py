@@ -62,6 +62,20 @@ def test_what_was_made_for_another_request_is_not_gone_on_from(
     assert not said
 
 
+@pytest.mark.parametrize(
+    "asked",
+    ["--heads 0: give from 1 to 64", "--heads 65: give from 1 to 64", "--n 0: give at least 1",
+     "--port 99999: give from 0 to 65535"],
+)  # fmt: skip
+def test_what_a_late_step_would_refuse_is_refused_before_the_first(
+    tmp_path: Path, said: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str], asked: str
+) -> None:
+    option, value = asked.partition(":")[0].split()
+    assert demo(tmp_path / "run", option, value) == 2
+    assert capsys.readouterr().err == f"robosteer demo: {asked}\n"
+    assert not said
+
+
 def test_demonstrations_of_another_task_or_number_are_others(
     tmp_path: Path, said: list[tuple[str, ...]]
 ) -> None:

@@ -33,11 +33,10 @@ ALLOWED, TOKEN = "ALLOW_LAUNCH", "LAUNCH_TOKEN"  # in the server's configuration
 
 def body(screen: Screen) -> Component:
     run, allowed = screen.run, bool(current_app.config.get(ALLOWED))
-    others = [path.parent.name for path in run.path.parent.glob("*/run.json") if path.parent != run.path]
     return html.Div(
         [
             html.Div(
-                [cards.form(run, others, allowed), cards.job(), cards.listing(), cards.none_yet()],
+                [cards.form(run, allowed), cards.job(), cards.listing(), cards.none_yet()],
                 className="rs-finetune",
             ),
             dcc.Interval(id="ft-poll", interval=POLL),
@@ -61,13 +60,18 @@ def connect(app: Dash, library: Library) -> None:
         Output("ft-about", "children"),
         Output("ft-scores-field", "style"),
         Output("ft-others-field", "style"),
+        Output("ft-others", "data"),
         Input("ft-recipe", "value"),
+        State("run", "value"),
         prevent_initial_call=True,
     )
-    def recipe_chosen(name: str) -> tuple[Any, ...]:
+    def recipe_chosen(name: str, run: str) -> tuple[Any, ...]:
         own = training.settings(Form(name))
+        offered: list[str] = []
+        with suppress(UsageError):  # the run has gone; the page says so when it is left
+            offered = list(others_of(library, library.open(run)))
         shown = [{} if name in names else cards.HIDDEN for names in (training.SCORED, ("generic-k",))]
-        return own.steps, own.lr, own.form, training.about(name), *shown
+        return own.steps, own.lr, own.form, training.about(name), *shown, offered
 
     @app.callback(
         Output("ft-count", "children"),

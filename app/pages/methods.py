@@ -35,7 +35,7 @@ def body(screen: Screen) -> Component:
     tower = asked["tower"] if asked.get("tower") in towers else towers[-1]
     factors = _factors(scores, tower)
     factor = asked["factor"] if asked.get("factor") in factors else factors[0]
-    k = int(asked["k"]) if asked.get("k", "").isdigit() and int(asked["k"]) > 0 else TAKE
+    k = int(asked["k"]) if asked.get("k", "").isdecimal() and int(asked["k"]) > 0 else TAKE
     drawn = _drawn(screen.run, tower, factor, k, asked.get("pair"), screen.scheme)
     return html.Div(
         [

@@ -17,7 +17,7 @@ from interp.runs import Run
 HIDDEN = {"display": "none"}
 
 
-def form(run: Run, others: Sequence[str], allowed: bool) -> html.Section:
+def form(run: Run, allowed: bool) -> html.Section:
     """What to train, and the count of it."""
     first = training.settings(Form(training.recipes()[0]["value"]))
     fields = [
@@ -40,7 +40,7 @@ def form(run: Run, others: Sequence[str], allowed: bool) -> html.Section:
             _choice("Scores", "scores", sorted(run.files("scores"))), id="ft-scores-field", style=HIDDEN
         ),
         html.Div(
-            _labelled("Other runs", dmc.MultiSelect(id="ft-others", data=list(others), value=[], size="xs")),
+            _labelled("Other runs", dmc.MultiSelect(id="ft-others", data=[], value=[], size="xs")),
             id="ft-others-field",
             style=HIDDEN,
         ),

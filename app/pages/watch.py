@@ -33,7 +33,7 @@ def body(screen: Screen) -> Component:
     if not there:
         return _empty(run)
     asked = screen.wishes.get("episode", "")
-    episode = int(asked) if asked.isdigit() and int(asked) in there else next(iter(there))
+    episode = int(asked) if asked.isdecimal() and int(asked) in there else next(iter(there))
     try:
         scene = watch_data.scene(run, episode)
     except UsageError as error:
@@ -126,7 +126,7 @@ def connect(app: Dash, library: Library) -> None:
         except UsageError as error:
             set_props("notices", {"data": [str(error)]})
             return no_update, no_update
-        dimension = int(dim) if dim and dim.isdigit() and int(dim) < len(episode.names) else None
+        dimension = int(dim) if dim and dim.isdecimal() and int(dim) < len(episode.names) else None
         said = f"{episode.frames} frames; click or drag to move. “{scene['instruction']}”"
         return watch_timeline.timeline(episode, dimension, scheme or "light"), said
 
@@ -272,7 +272,7 @@ def _dimensions(scene: Mapping[str, Any], screen: Screen) -> dmc.Select:
             {"value": NORM, "label": "all dimensions"},
             *({"value": str(i), "label": name} for i, name in enumerate(names)),
         ],
-        value=asked if asked.isdigit() and int(asked) < len(names) else NORM,
+        value=asked if asked.isdecimal() and int(asked) < len(names) else NORM,
         size="xs",
         w=140,
         allowDeselect=False,

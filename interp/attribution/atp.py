@@ -56,6 +56,8 @@ def atp(
 
     `verified` heads with the largest estimates are patched for real; `settings["verified"]` has both numbers.
     """
+    if verified < 0:  # [:-3] would be all heads but three
+        raise UsageError(f"verified {verified}: it takes 0 heads or more")
     edits = {tower: single(policy, tower, span, position, step) for tower in towers}
     indirect, total = estimated(policy, pairs, edits, estimates, direction=direction, seed=seed, block=block)
     every = [edit for tower in towers for edit in edits[tower]]

@@ -137,7 +137,7 @@ def _places(opened: Any, file: Path) -> Iterator[_Place]:
 def _numbered(group: Any, prefix: str) -> list[tuple[int, str]]:
     names = group if hasattr(group, "keys") else ()
     numbers = ((name.removeprefix(prefix), name) for name in names if name.startswith(prefix))
-    return sorted((int(number), name) for number, name in numbers if number.isdigit())
+    return sorted((int(number), name) for number, name in numbers if number.isdecimal())
 
 
 def _shapes(opened: Any, places: Sequence[_Place], file: Path) -> dict[str, tuple[int, int, int]]:

@@ -256,8 +256,10 @@ def take(demos: Demonstrations, words: Sequence[str]) -> Demonstrations:
     numbers: list[int] = []
     for word in words:
         first, dash, last = word.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UsageError(f"--episodes {word}: write 3 or 5-9")
+        if int(last or first) < int(first):
+            raise UsageError(f"--episodes {word}: write the lower number first")
         numbers += range(int(first), int(last or first) + 1)
     places = {episode.index: at for at, episode in enumerate(demos.episodes)}
     for number in numbers:
@@ -286,7 +288,7 @@ def size_of(word: str | None) -> tuple[int, int] | None:
     if word is None:
         return None
     height, _, width = word.partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise UsageError(f"--size {word}: write height x width, as 180x320, or keep")
     return int(height), int(width)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from app_kit import DATA, Site, Tab, make_run, make_scores
+from app_kit import DATA, POLICY, Site, Tab, make_run, make_scores
 from huggingface_hub.errors import LocalEntryNotFoundError
 from job_kit import PROGRAM, until
 from random_policy import build_policy
@@ -299,6 +299,36 @@ def test_a_request_without_the_servers_token_starts_nothing(
                 said = _press_start(client, token)
                 assert ("reload the page" if allowed else "only looks") in said
     assert not (run.path / "jobs").exists()
+
+
+def test_other_runs_on_offer_are_those_that_may_be_taken(tmp_path: Path) -> None:
+    """Of the same policy on other demonstrations, in the library; a run that was opened alone has none."""
+    spec = make_run(tmp_path / "first").spec
+    for name, policy, data in (
+        ("same", POLICY, DATA),
+        ("task", POLICY, "demos-2"),
+        ("else", "pi0-2", "demos-3"),
+    ):
+        Run.create(tmp_path / name, policy=policy, source="x", spec=spec, data={"fingerprint": data})
+    assert _offered(tmp_path) == ["task"]
+    assert _offered(tmp_path / "first") == []
+
+
+def _offered(root: Path) -> list[str]:
+    """The answer to the choice of generic-k on the page of the run `first`."""
+    with create_app(root).server.test_client() as client:
+        wired = client.get("/_dash-dependencies", headers={"Host": "localhost"}).json
+        (own,) = (each for each in wired if [i["id"] for i in each["inputs"]] == ["ft-recipe"])
+        outputs = [part.rsplit(".", 1) for part in own["output"].strip(".").split("...")]
+        body = {
+            "output": own["output"],
+            "outputs": [{"id": name, "property": value} for name, value in outputs],
+            "inputs": [{"id": "ft-recipe", "property": "value", "value": "generic-k"}],
+            "changedPropIds": ["ft-recipe.value"],
+            "state": [{"id": "run", "property": "value", "value": "first"}],
+        }
+        answer = client.post("/_dash-update-component", json=body, headers={"Host": "localhost"})
+        return list(answer.json["response"]["ft-others"]["data"])
 
 
 def _press_start(client: object, token: str | None) -> str:

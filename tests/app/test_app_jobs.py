@@ -18,7 +18,9 @@ from app.jobs import Point, Request, cancel, jobs_of, launch, remaining, resume,
 from interp.errors import UsageError
 from interp.heads import Head
 from interp.runs import Run
+from steering.finetune import LOCK
 from steering.headset import HeadSet
+from testbed.processes import claimed
 
 HEADS = HeadSet((Head("expert", 3, 2),), policy=POLICY, method="by hand")
 
@@ -164,6 +166,19 @@ def test_trainings_from_a_terminal_are_listed_by_their_files(run: Run) -> None:
     assert jobs_of(run)[0].state == "silent"
     (folder / "summary.json").write_text("{}")
     assert jobs_of(run)[0].state == "done"
+
+
+def test_a_training_from_a_terminal_is_at_work_as_long_as_it_holds_its_lock(run: Run) -> None:
+    """Minutes pass between its recipe and its first status, and before a stopped one that goes on says anything."""
+    folder = run.path / "jobs" / "typed"
+    with claimed(folder / LOCK, UsageError("taken")):
+        (folder / "recipe.json").write_text('{"recipe": {"name": "lora"}}')
+        assert state(run, "typed") == "running"
+        (folder / "status.json").write_text('{"state": "interrupted", "step": 5, "total": 9}')
+        assert state(run, "typed") == "running"
+    assert state(run, "typed") == "interrupted"
+    (folder / "status.json").unlink()
+    assert state(run, "typed") == "silent"
 
 
 def test_a_log_looks_as_on_a_terminal(run: Run) -> None:

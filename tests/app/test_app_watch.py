@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from app_kit import make_run
+from app_kit import make_run, make_scores
 from flask.testing import FlaskClient
 from watch_kit import CAMERAS, FRAMES, PARTS, PEAK, WORDS, looked_at, make_footage, seen, spoil
 
 from app import create_app, theme, watch_data, watch_timeline
+from app.pages import methods, watch
+from app.pages.page import Screen
 from app.pages.watch import timeline_of
 from app.watch_timeline import MARGIN, folded, groups, timeline
 from interp.errors import UsageError
@@ -31,6 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = make_run(tmp_path_factory.mktemp("watch") / "runs" / "first")
     make_footage(run)
     make_footage(run, edit="no-words")
+    run.save_scores(make_scores())
     return run
 
 
@@ -38,6 +41,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def client(run: Run) -> Iterator[FlaskClient]:
     with create_app(run.path.parent).server.test_client() as client:
         yield client
+
+
+@pytest.mark.parametrize("odd", ["²", "x", "-1", "99"])
+def test_wishes_that_are_no_numbers_of_what_is_there_are_passed_over(run: Run, odd: str) -> None:
+    """They come from the URL, so anything may be in them; `²` is a digit, but no number to int()."""
+    assert watch.body(Screen(run, {"episode": odd, "dim": odd}, "light")) is not None
+    methods.body(Screen(run, {"k": odd}, "light"))
 
 
 def test_the_scene_says_what_there_is_to_show(run: Run) -> None:

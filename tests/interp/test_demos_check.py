@@ -227,6 +227,8 @@ def test_a_part_with_other_names_is_written(
     [
         (("--episodes", "3"), "episode 3: demonstrations .* have 0-2"),
         (("--episodes", "2-x"), "write 3 or 5-9"),
+        (("--episodes", "²"), "write 3 or 5-9"),
+        (("--episodes", "2-1"), "--episodes 2-1: write the lower number first"),
         (("--episodes", "1", "1"), "each once"),
         (("--cameras", "top"), "camera 'top': demonstrations .* have front, wrist"),
         (("--format", "robomimic", "--video"), "--video means nothing for robomimic"),

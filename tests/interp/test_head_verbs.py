@@ -211,6 +211,13 @@ def test_mistakes_are_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> 
         (("patch", "--method", "mean", "--position", 0), "--position 0: --method mean does not read it"),
         (("patch", "--method", "zero", "--factor", "visual"), "--factor visual: --method zero does not read"),
         (("patch", "--effect", "loss"), "--effect loss: --method patching does not read it"),
+        (("patch", "--method", "zero", "--pairs", 3), "--pairs 3: --method zero does not read it"),
+        (("patch", "--frames", 60), "--frames 60: --method patching does not read it"),
+        (("attribute", "--method", "atp-q", "--points", 9), "--points 9: --method atp-q does not read it"),
+        (("attribute", "--method", "ig", "--verify", 0), "--verify 0: --method ig does not read it"),
+        (("attribute", "--frames", 3), "--frames 3: --method atp does not read it"),
+        (("attribute", "--method", "mass", "--pairs", 30), "--pairs 30: --method mass does not read it"),
+        (("attribute", "--verify", -3), "verified -3: it takes 0 heads or more"),
     ):
         status, _, err = say(capsys, words[0], "--run", run.path, *words[1:])
         lines = [line for line in err.splitlines() if line.strip()]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from knn_kit import LENGTHS, PLANTED, arrays, naive_errors, planted_run
 
+import robosteer
 from interp.errors import UsageError
 from interp.knn import KnnSettings, rank
 from interp.policies import Policy
@@ -105,3 +106,25 @@ def test_bad_input_is_one_clear_line(run: Run, ranking: HeadScores, policy: Poli
     ):
         with pytest.raises(UsageError, match=message):
             attempt()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--top", "0"), "top 0: at least one head chooses k"),
+        (("--top", "4", "--stability", "0"), "splits must be at least 1, not 0"),
+        (("--top", "4", "--stability", "-1"), "splits must be at least 1, not -1"),
+        (("--top", "11", "--stability"), "top 11: tower expert has 11 live heads"),
+    ],
+)
+def test_what_has_no_stability_is_refused_before_anything_is_ranked(
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    says: str,
+) -> None:
+    monkeypatch.setattr("interp.knn.Problem", lambda *_: pytest.fail("ranked"))
+    assert robosteer.main(["rank", "--run", str(run.path), "--k", "3", "--name", "bad", *words]) == 2
+    assert says in capsys.readouterr().err
+    assert "bad" not in run.files("scores")

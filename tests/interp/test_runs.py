@@ -219,6 +219,14 @@ def test_what_is_no_run_is_refused(policy: Policy, tmp_path: Path) -> None:
         ("{", "is not JSON"),
         ('{"schema": 7}', "schema 7"),
         ('{"schema": 1}', r"lacks policy\.fingerprint"),
+        (
+            '{"schema": 1, "policy": {"fingerprint": "p"}, "data": {"fingerprint": "d"}}',
+            r"lacks policy\.spec",
+        ),
+        (
+            '{"schema": 1, "policy": {"fingerprint": "p", "spec": {}}, "data": {"fingerprint": "d"}}',
+            "lacks captured",
+        ),
         ("[]", "JSON object"),
     ],
 )
@@ -234,6 +242,13 @@ def test_one_broken_score_file_does_not_hide_the_others(policy: Policy, tmp_path
     (run.path / "scores" / "torn.json").write_text('{"schema": 1, "method": "knn", "towers": {"expert": {}}}')
     with pytest.raises(UsageError, match=r"torn\.json is broken"):
         run.read_scores("torn")
+    for content, says in (
+        ('{"schema": 1, "towers": {}}', "not a scores file"),
+        ('{"schema": 7}', "schema 7"),
+    ):
+        (run.path / "scores" / "torn.json").write_text(content)
+        with pytest.raises(UsageError, match=rf"torn\.json: .*{says}"):
+            run.read_scores("torn")
     assert run.read_scores("knn").method == "knn"
     assert list(run.files("scores")) == ["knn", "torn"]
 

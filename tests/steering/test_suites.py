@@ -119,6 +119,9 @@ def test_what_is_done_is_not_run_again(tiny_policy_dir: Path, policy: Policy, tm
     # nothing is left to do: not even the policy is needed
     known: dict[str, Any] = {"fingerprint": policy.fingerprint}
     assert run("no-such-policy", tmp_path, [EASY, HARD], **known) == [(*found, 0) for found in both]
+    for bad, said in (({"n": 0}, "n = 0"), ({"n": -3}, "n = -3"), ({"workers": 0}, "workers = 0")):
+        with pytest.raises(UsageError, match=said):
+            run("no-such-policy", tmp_path, [EASY, HARD], **known, **bad)
     # more episodes: only those that are missing; and as many as that is what pairs with it
     assert run(tiny_policy_dir, tmp_path, [EASY], n=3, **known) == [
         ("easy", [(0, True), (1, True), (2, True)], 1)
@@ -244,6 +247,12 @@ def test_a_baseline_without_a_run_is_told(capsys: pytest.CaptureFixture[str]) ->
     assert robosteer.main(["evaluate", "--task", "pick", "--n", "1", "--against", "base"]) == 2
     said = capsys.readouterr().err
     assert said == "robosteer evaluate: --against base: name the --run that holds these results\n"
+
+
+def test_a_suite_of_ones_own_beside_others_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--env", TOY, "--task", "sum", "--vary", "offset=1", "--suite", "in-domain"]
+    assert robosteer.main([*words, "--policy", "no-such-policy", "--n", "1"]) == 2
+    assert "--suite in-domain: --vary is a suite of its own" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
