@@ -113,7 +113,7 @@ def _peft(given: Given, targets: Sequence[str], alpha: int, label: str) -> Adapt
     def changes() -> Iterator[tuple[Tensor, Tensor]]:
         for module in wrapped.modules():
             if isinstance(module, peft.tuners.lora.Linear):
-                yield module.get_base_layer().weight, module.get_delta_weight("default")
+                yield module.get_base_layer().get_parameter("weight"), module.get_delta_weight("default")
 
     return Adaptation(groups, None, merge, remove, changes=changes)
 
