@@ -48,6 +48,7 @@ from steering.draws import Draw
 from steering.frames import Examples, TrainingFrames
 from steering.headset import HeadSet
 from steering.memory import PeakMemory
+from steering.precision import rounded_off
 from steering.progress import Progress
 from steering.ranks import Ranks
 from steering.recipes import Adaptation, Recipe, adapt
@@ -56,6 +57,8 @@ from testbed.processes import claimed
 
 POLICY, CHECKPOINT, RECIPE, SUMMARY = "policy", "checkpoint.safetensors", "recipe.json", "summary.json"
 LOCK = "lock"
+LOST = 0.05
+"""Share of a change that rounding may take before it is said."""
 
 
 class TrainingError(UsageError):
@@ -105,6 +108,7 @@ def finetune(
     warn_if_unlike_training(policy, demos)
     ranks = Ranks(next(policy.module.parameters()).device)
     ranks.share(recipe.batch)
+    show = progress and ranks.first
     base = {"source": policy.source, "fingerprint": policy.fingerprint}
     adaptation = adapt(policy, recipe, heads, scores, seed, others, demos.fingerprint)
     with ExitStack() as held:
@@ -117,7 +121,6 @@ def finetune(
                 if (directory / SUMMARY).exists():
                     adaptation.remove()
                     return _finished(directory, adaptation)
-                show = progress and ranks.first
                 if show:
                     tqdm.write(str(adaptation), file=sys.stderr)
                 with PeakMemory() as peak:
@@ -127,6 +130,9 @@ def finetune(
         except BaseException:
             adaptation.remove()
             raise
+        lost = _lost_in_merging(adaptation)
+        if show and lost:
+            tqdm.write(lost, file=sys.stderr)
         adaptation.merge()
         if ranks.first:
             with _one_line_of_disk_errors(directory / CHECKPOINT):
@@ -137,7 +143,7 @@ def finetune(
                 "base": base,
                 "demonstrations": demos.describe(),
                 "trainable_parameters": dict(adaptation.groups),
-                "notes": list(adaptation.notes),
+                "notes": [*adaptation.notes, *filter(None, [lost])],
                 "loss": done.loss,
                 "seconds": round(done.seconds, 3),
                 "processor_seconds": round(done.processor_seconds, 3),
@@ -150,6 +156,17 @@ def finetune(
     finished = _finished(directory, adaptation)
     policy.fingerprint = finished.policy.fingerprint  # no longer the base's
     return finished
+
+
+def _lost_in_merging(adaptation: Adaptation) -> str:
+    """What is to be said of it, if anything."""
+    lost = rounded_off(adaptation.changes())
+    return (
+        f"merged into weights of less precision than float32, {lost:.0%} of the trained change was rounded off: "
+        "a higher learning rate or more steps lose less"
+        if lost > LOST
+        else ""
+    )
 
 
 def _finished(directory: Path, adaptation: Adaptation) -> Finetuned:
@@ -316,13 +333,6 @@ def _claim(directory: Path, request: Mapping[str, Any], ranks: Ranks) -> None:
     """Take a new directory for this training, or go on with one that was made by the same request."""
     path = directory / RECIPE
     if not path.exists():
-
-
-def _differing(had: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, str]:
-    """Of two recipes the settings that are not the same, as a user writes them."""
-    names = [name for name in asked if asked[name] != had.get(name)]
-    said = [", ".join(f"{name}={of.get(name)}" for name in names) for of in (had, asked)]
-    return said[0], said[1]
         ranks.wait()  # until nobody will take the new file for an earlier training's
         if ranks.first:
             write_json(path, request)
@@ -338,3 +348,10 @@ def _differing(had: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, s
                 f"{directory} holds a training with {what} {had}, not {asked}: "
                 "give another directory, or the same settings to go on"
             )
+
+
+def _differing(had: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, str]:
+    """Of two recipes the settings that are not the same, as a user writes them."""
+    names = [name for name in asked if asked[name] != had.get(name)]
+    said = [", ".join(f"{name}={of.get(name)}" for name in names) for of in (had, asked)]
+    return said[0], said[1]

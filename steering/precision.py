@@ -6,7 +6,8 @@ every layer, and neither is more right: whether an adapter holds the change that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 
@@ -22,6 +23,21 @@ def is_rounded(policy: Policy) -> bool:
         parameter.dtype.is_floating_point and parameter.dtype.itemsize < torch.float32.itemsize
         for parameter in policy.module.parameters()
     )
+
+
+@torch.no_grad()
+def rounded_off(changes: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """|round(W + dW) - W - dW| / |dW| over all (W, dW): how much of the changes their weights' precision loses.
+
+    Weights in float32 are left out: they lose nothing that counts.
+    """
+    lost = whole = 0.0
+    for weight, change in changes:
+        if weight.dtype.itemsize < torch.float32.itemsize:
+            exact = weight.float() + change.float()
+            lost += float((exact.to(weight.dtype).float() - exact).square().sum())
+            whole += float(change.float().square().sum())
+    return math.sqrt(lost / whole) if whole else 0.0
 
 
 @contextmanager

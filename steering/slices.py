@@ -22,7 +22,7 @@ Axis names: head (of the chosen ones, ascending), d_head, d_in, d_out, rank, sli
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -165,6 +165,12 @@ class Slices:
             size = sum(p.numel() for p in site.linear.own_parameters().values())
             counts[group] = counts.get(group, 0) + size
         return counts
+
+    def changes(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(the slice of the weight, its change) of every site."""
+        for site in self.sites:
+            dim = 0 if site.linear.side == "rows" else 1
+            yield site.linear.weight.index_select(dim, site.linear.index), site.linear.change()
 
     def merge(self) -> None:
         """Write every change into its weight and put the plain Linears back."""

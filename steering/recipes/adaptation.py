@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from interp.errors import UsageError
 from interp.policies import Policy
@@ -20,7 +20,8 @@ class Adaptation:
 
     `merge` folds it into plain weights, after which the policy is an ordinary one; `remove` takes it off and
     leaves the policy as it was (for `full`, which trains the weights themselves, there is nothing to take
-    off). `notes` say what of the request was left out, and why.
+    off). `notes` say what of the request was left out, and why. `changes`: (weight, what merging adds to it, of the
+    same shape) of everything that trains beside a weight instead of in it.
     """
 
     groups: Mapping[str, int]
@@ -28,6 +29,7 @@ class Adaptation:
     merge: Callable[[], None]
     remove: Callable[[], None]
     notes: tuple[str, ...] = ()
+    changes: Callable[[], Iterable[tuple[Tensor, Tensor]]] = tuple
 
     def __str__(self) -> str:
         total = sum(self.groups.values())
@@ -47,9 +49,9 @@ class Given:
     scores: HeadScores | None
     others: Sequence[HeadScores]
     seed: int
+    data: str | None = None
 
     def head_set(self) -> HeadSet:
-    data: str | None = None
         if self.heads is None:
             raise UsageError(
                 f"recipe {self.recipe.name} needs a head set: choose heads first (`robosteer select`)"
@@ -73,9 +75,13 @@ def joined(parts: Iterable[Adaptation]) -> Adaptation:
         for part in reversed(parts):
             part.remove()
 
+    def changes() -> Iterable[tuple[Tensor, Tensor]]:
+        return (change for part in parts for change in part.changes())
+
     groups = {group: n for part in parts for group, n in part.groups.items()}
     heads = next((part.heads for part in parts if part.heads is not None), None)
-    return Adaptation(groups, heads, merge, remove, tuple(note for part in parts for note in part.notes))
+    notes = tuple(note for part in parts for note in part.notes)
+    return Adaptation(groups, heads, merge, remove, notes, changes)
 
 
 def trainable(policy: Policy) -> dict[str, nn.Parameter]:

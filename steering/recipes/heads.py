@@ -58,4 +58,4 @@ def sliced(given: Given, heads: HeadSet) -> Adaptation:
         projections=recipe.projections,
         seed=given.seed,
     )
-    return Adaptation(slices.groups(), heads, slices.merge, slices.remove)
+    return Adaptation(slices.groups(), heads, slices.merge, slices.remove, changes=slices.changes)

@@ -8,11 +8,11 @@ reach no action; published head sets contain some. They are left out, and said t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interp.errors import UsageError
 from interp.heads import Head
@@ -110,7 +110,14 @@ def _peft(given: Given, targets: Sequence[str], alpha: int, label: str) -> Adapt
     def remove() -> None:
         wrapped.unload()
 
-    return Adaptation(groups, None, merge, remove)
+    def changes() -> Iterator[tuple[Tensor, Tensor]]:
+        for module in wrapped.modules():
+            if isinstance(module, peft.tuners.lora.Linear):
+                base = module.get_base_layer()
+                assert isinstance(base, nn.Linear)
+                yield base.weight, module.get_delta_weight("default")
+
+    return Adaptation(groups, None, merge, remove, changes=changes)
 
 
 def _plain(policy: Policy, groups: Mapping[str, tuple[str, ...]]) -> Adaptation:

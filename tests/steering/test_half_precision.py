@@ -1,8 +1,11 @@
 """Promises of trainings in bfloat16: no step is too small to count."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from random_policy import build_half
@@ -12,6 +15,7 @@ from training_kit import EXPERT, run, weights
 
 from interp.demos import Demonstrations
 from interp.policies import load_policy
+from steering.precision import rounded_off
 from steering.recipes import Recipe
 from steering.training_state import TrainingState
 
@@ -87,3 +91,49 @@ def test_full_in_bfloat16_resumes_bit_for_bit(
     run(load_policy(half), demos, tmp_path / "stopped", recipe)
     whole, stopped = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_a_weights_precision_takes_what_it_cannot_hold() -> None:
+    """By hand: from 1 on, bfloat16 goes in steps of 2^-7; less than half of one is lost, one is not."""
+    one, step = torch.ones(1), torch.tensor([2.0**-7])
+    assert rounded_off([(one.bfloat16(), step / 4)]) == 1
+    assert rounded_off([(one.bfloat16(), step)]) == 0
+    assert rounded_off([(one.bfloat16(), step / 4), (one.bfloat16(), step)]) == pytest.approx(17**-0.5)
+    assert rounded_off([(one, step / 4)]) == rounded_off([]) == 0
+
+
+@pytest.mark.parametrize("name", ["aligned", "lora"])
+def test_a_training_says_how_much_of_it_its_merge_lost(
+    half: Path, demos: Demonstrations, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(SMALL_STEPS, name=name)
+    (note,) = run(load_policy(half), demos, tmp_path / "job", recipe, progress=True).summary["notes"]
+    assert note in capsys.readouterr().err
+    said = re.fullmatch(r"merged into .* (\d+)% of the trained change was rounded off: .*", note)
+    assert said
+    if name == "aligned":  # by hand: the changes as trained, and as they are found in the merged file
+        trained = load_file(tmp_path / "job/checkpoint.safetensors")
+        before, after = load_file(half / "model.safetensors"), weights(tmp_path / "job")
+        lost = whole = 0.0
+        for layer, head in ((0, 3), (2, 0)):
+            for projection, part in (
+                ("q", np.s_[8 * head : 8 * head + 8]),
+                ("o", np.s_[:, 8 * head : 8 * head + 8]),
+            ):
+                file = f"{EXPERT}.{layer}.self_attn.{projection}_proj.weight"
+                (change,) = (
+                    t
+                    for n, t in trained.items()
+                    if n.startswith("parameter/") and f"{layer}.self_attn.{projection}_proj" in n
+                )
+                kept = (after[file].float() - before[file].float())[part]
+                lost += float((kept - change).square().sum())
+                whole += float(change.square().sum())
+        assert int(said[1]) == pytest.approx(100 * (lost / whole) ** 0.5, abs=2)
+
+
+def test_nothing_is_said_of_a_merge_that_loses_nothing(
+    tiny_policy_dir: Path, demos: Demonstrations, tmp_path: Path
+) -> None:
+    tuned = run(load_policy(tiny_policy_dir), demos, tmp_path, replace(SMALL_STEPS, name="aligned"))
+    assert tuned.summary["notes"] == []
