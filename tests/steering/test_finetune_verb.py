@@ -78,7 +78,7 @@ def test_settings_reach_the_recipe_and_averages_come_out(
             ("--heads", "nobody"),
             "--heads nobody: no selection of the run (it has chosen), no file, and no heads",
         ),
-        (("--heads", "expert.L0H3,expert.L0H9"), "expert.L0H9"),
+        (("--heads", "expert.L0H3,expert.L0H9"), "expert.L0H9: layer 0 has 4 heads"),
         (("--name", "base"), "name of the job 'base': it is that of the base policy's results"),
     ],
 )
