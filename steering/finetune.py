@@ -104,6 +104,8 @@ def finetune(
     check_seed(seed)
     if checkpoint_every < 1:
         raise UsageError(f"a checkpoint every {checkpoint_every} steps: it takes at least 1")
+    if not cache_mb >= 0:  # nor NaN, which nothing is less than
+        raise UsageError(f"a cache of {cache_mb} MB: it takes 0 (none) or more")
     if not len(demos):
         raise UsageError(f"demonstrations {demos.path} have no frames to train on")
     demos = demos.for_policy(policy.spec)

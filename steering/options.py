@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def named_values(option: str, pairs: Sequence[str]) -> dict[str, object]:
+def named_values(option: str, pairs: Sequence[str], example: str) -> dict[str, object]:
     """`light=0.5` -> {"light": 0.5}: values are JSON where they can be, else text."""
     import json
 
@@ -15,7 +15,7 @@ def named_values(option: str, pairs: Sequence[str]) -> dict[str, object]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError(f"{option} {pair}: write NAME=VALUE, for example light=0.5")
+            raise UsageError(f"{option} {pair}: write NAME=VALUE, for example {example}")
         try:
             knobs[name] = json.loads(value)
         except json.JSONDecodeError:

@@ -25,7 +25,7 @@ def serve(a: Namespace) -> None:
 
     settings = Settings(a.host, a.port, seed=a.seed, frame_mb=a.frame_mb)
     policy = open_policy(a.policy, a.device)
-    cameras = {camera: str(key) for camera, key in named_values("--camera", a.camera).items()}
+    cameras = {camera: str(key) for camera, key in named_values("--camera", a.camera, "front=top").items()}
     reader = Reader(a.layout, policy.spec, cameras, a.prompt)
     live = LivePolicy(policy, mean_z(policy, open_demos(a.demos), seed=a.seed) if a.demos else None)
     live.switch(_named_heads(a.heads, policy) if a.heads else (), a.ablate)

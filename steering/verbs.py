@@ -107,7 +107,7 @@ def finetune(a: Namespace) -> None:
     check_coefficients(a.retain)
     settings = {k: getattr(a, k) for k in ("steps", "lr", "form") if getattr(a, k) is not None}
     published = PUBLISHED if a.published else {}
-    recipe = Recipe.named(a.recipe, **{**published, **named_values("--set", a.set), **settings})
+    recipe = Recipe.named(a.recipe, **{**published, **named_values("--set", a.set, "ema=0.99"), **settings})
     policy, demos = policy_of(run, a.policy, local_device(a.device)), demos_of(run, a.demos)
     directory = run.path / "jobs" / name
     done = train(
@@ -191,7 +191,9 @@ def evaluate(a: Namespace) -> None:
     if variation and a.suite:
         raise UsageError(f"--suite {' '.join(a.suite)}: --vary is a suite of its own: give one of the two")
     where = place(a.env, a.task)
-    cameras = {camera: str(image) for camera, image in named_values("--camera", a.camera).items()}
+    cameras = {
+        camera: str(image) for camera, image in named_values("--camera", a.camera, "front=top").items()
+    }
     chosen = (suites.custom(variation),) if variation else suites.choose(a.suite or [IN_DOMAIN], where.suites)
     subject = _subject(a, run)
     task = re.sub(r"[^A-Za-z0-9._+-]+", "-", where.task)
@@ -374,7 +376,7 @@ def _heads(name: str, run: Run, policy: Policy) -> HeadSet:
 
 
 def _variation(pairs: Sequence[str]) -> dict[str, object] | None:
-    return named_values("--vary", pairs) or None
+    return named_values("--vary", pairs, "light=0.5") or None
 
 
 VERBS = (

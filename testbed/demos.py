@@ -69,6 +69,8 @@ def record(
         raise TestbedError(f"episodes {episodes}: record at least 1")
     if seed < 0:
         raise TestbedError(f"seed {seed}: seeds start at 0")
+    if seed >= 2**63:
+        raise TestbedError(f"seed {seed}: seeds have at most 63 bits")
     directory = Path(directory)
     if directory.exists():
         raise TestbedError(f"{directory}: already exists; remove it or name another directory")

@@ -108,6 +108,8 @@ def test_bad_requests(tmp_path):
         record("pick", 0, tmp_path / "x")
     with pytest.raises(TestbedError, match="seed -1: seeds start at 0"):
         record("pick", 1, tmp_path / "x", seed=-1)
+    with pytest.raises(TestbedError, match="at most 63 bits"):
+        record("pick", 1, tmp_path / "x", seed=2**63)
     with pytest.raises(TestbedError, match="task 'pik'"):
         record("pik", 1, tmp_path / "x")
     assert not (tmp_path / "x").exists()
