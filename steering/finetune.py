@@ -50,7 +50,6 @@ from steering.draws import Draw
 from steering.frames import Examples, TrainingFrames
 from steering.headset import HeadSet
 from steering.memory import PeakMemory
-from steering.precision import rounded_off
 from steering.progress import Progress
 from steering.ranks import Ranks
 from steering.recipes import Adaptation, Recipe, adapt

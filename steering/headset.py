@@ -194,6 +194,14 @@ def write_heads(path: str | Path, heads: HeadSet) -> Path:
     return Path(path)
 
 
+def is_heads_file(text: str) -> bool:
+    """Whether there is such a file; heads that are written out can be longer than any file's name."""
+    try:
+        return Path(text).is_file()
+    except OSError:
+        return False
+
+
 def read_heads(path: str | Path, policy: Policy, tower: str = "expert") -> HeadSet:
     """Read a heads file and check it against the policy that it is to be used on.
 

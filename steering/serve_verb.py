@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.seeds import takes_seed
@@ -66,8 +65,8 @@ def serve_takes(p: ArgumentParser) -> None:
 def _named_heads(text: str, policy: Policy) -> Sequence[Head]:
     """A heads file, or heads written out."""
     from interp.heads import Head
-    from steering.headset import read_heads
+    from steering.headset import is_heads_file, read_heads
 
-    if Path(text).is_file():
+    if is_heads_file(text):
         return read_heads(text, policy).heads
     return [Head.parse(part) for part in text.split(",")]

@@ -30,7 +30,15 @@ def select(a: Namespace) -> None:
     from interp.heads import Head
     from interp.knn import KnnSettings, best_add, topk
     from interp.runs import check_name, read_json
-    from steering.headset import HeadSet, best_heads, parse_heads, random_everywhere, united, worst_heads
+    from steering.headset import (
+        HeadSet,
+        best_heads,
+        is_heads_file,
+        parse_heads,
+        random_everywhere,
+        united,
+        worst_heads,
+    )
 
     if a.name:  # before anything is computed for it
         check_name(a.name, "name of the selection")
@@ -38,7 +46,7 @@ def select(a: Namespace) -> None:
     if a.method and (a.heads or a.by == "random"):
         how = f"--heads {a.heads}" if a.heads else "--by random"
         raise UsageError(f"--method {a.method}: {how} reads no scores: leave one of the two out")
-    if a.heads and Path(a.heads).is_file():
+    if a.heads and is_heads_file(a.heads):
         if len(a.tower) > 1:
             raise UsageError(
                 f"--tower {' '.join(a.tower)}: a heads file is of one tower, or names them: give one"
@@ -359,14 +367,14 @@ def _compare_takes(p: ArgumentParser) -> None:
 def _heads(name: str, run: Run, policy: Policy) -> HeadSet:
     """A selection of the run by name, heads written out, or a heads file by path."""
     from interp.heads import Head
-    from steering.headset import HeadSet, read_heads
+    from steering.headset import HeadSet, is_heads_file, read_heads
 
     if name in run.selections:
         return read_heads(run.selections[name], policy)
     try:
         written = tuple(map(Head.parse, name.split(",")))
     except UsageError:
-        if Path(name).exists():
+        if is_heads_file(name):
             return read_heads(name, policy)
         raise UsageError(
             f"--heads {name}: no selection of the run (it has {', '.join(run.selections) or 'none'}), no file, and no "

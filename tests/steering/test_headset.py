@@ -85,6 +85,18 @@ def test_a_published_file_becomes_a_selection_of_a_run_and_is_written_as_publish
     assert written["method"] == "published"
 
 
+def test_heads_that_are_written_out_may_be_longer_than_a_files_name(
+    policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twenty heads are: asking the system for a file of that name is an error, not a no."""
+    run = Run.create(
+        tmp_path / "run", policy=policy.fingerprint, source="x", spec=policy.spec, data={"fingerprint": "d"}
+    )
+    many = ",".join(f"expert.L0H{i}" for i in range(30))
+    assert robosteer.main(["select", "--run", str(run.path), "--heads", many]) == 2
+    assert "expert.L0H4" in capsys.readouterr().err  # the first that the tower lacks
+
+
 def test_published_heads_that_the_run_lacks_or_that_are_dead_are_refused(
     policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
