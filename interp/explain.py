@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interp.ablation import AblationSettings, ablated
+from interp.assembly import spread
 from interp.attribution import Direct, direct
 from interp.capture import frame_noise
 from interp.demos import Demonstrations, Episode
@@ -319,7 +320,7 @@ def _strongest(
     writing = [head for head in heads if head.tower == "expert"]
     if not writing or not settings.examples:
         return found
-    rows = np.unique(np.linspace(0, len(demos) - 1, min(settings.scanned, len(demos))).round().astype(int))
+    rows = spread(len(demos), settings.scanned)
     strength = []
     blocks = range(0, len(rows), BLOCK)
     for start in tqdm(blocks, desc="strongest frames", unit="block", disable=not progress):

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from interp.assembly import spread
 from interp.demos import Demonstrations
 from interp.errors import Failure, UsageError, unknown
 from interp.heads import Head
@@ -243,8 +244,7 @@ def export_base(
 
 def _frames(demos: Demonstrations, policy: Policy) -> list[Observation]:
     demos = demos.for_policy(policy.spec)
-    rows = np.unique(np.linspace(0, len(demos) - 1, FRAMES).round().astype(int))
-    return list(demos.observations(rows.tolist()))
+    return list(demos.observations(spread(len(demos), FRAMES).tolist()))
 
 
 def _export(

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.assembly import spread
 from interp.demos import Demonstrations
 from interp.devices import exactly
 from interp.edits import z_values
@@ -124,7 +125,7 @@ def mean_z(
     if frames < 1:
         raise UsageError(f"frames = {frames}: a mean needs at least one frame")
     demos, towers = demos.for_policy(policy.spec), tuple(towers or policy.spec.towers)
-    rows = np.unique(np.linspace(0, len(demos) - 1, min(frames, len(demos))).round().astype(int)).tolist()
+    rows = spread(len(demos), frames).tolist()
     totals: dict[str, Tensor] = {}
     words = torch.zeros((), dtype=torch.float64)  # how often a prefix token was no padding
     for row in rows:
