@@ -11,8 +11,8 @@ has no such neighbour has no error (NaN) and does not count.
 One distance matrix serves every k. For unit vectors 1 - cos(a, b) = |a - b|^2 / 2, and |a - b| does not change
 when the mean is subtracted from both: that keeps float32 accurate when all vectors point nearly the same way, as
 attention outputs at one token do. `nearest` computes rows with very near neighbours, or with ties at the k-th place,
-again in float64. `JointDistances` puts only the ties in order. Its errors are right to 1e-5 where neighbours lie at
-1e-3 of the typical distance or more, up to some per cent off at 1e-5 of it, and by half at 1e-7.
+again in float64. `JointDistances` puts only the ties in order. Its errors are right to 1e-5 where neighbours lie
+at 1e-3 of the typical distance or more, up to some per cent off at 1e-5 of it, and by half at 1e-7.
 
 Why numpy in a torch project: its partition (SIMD quickselect) finds the k nearest eight times faster than
 `torch.topk` on a CPU, and its X @ X.T computes only half of the symmetric product (benchmarks/knn.py).
