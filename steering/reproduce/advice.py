@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from steering.compare import compare_entries
 from steering.reproduce.choice import CONTROLS, SLICED
-from steering.reproduce.claims import FARTHER, MAIN_NAMES
+from steering.reproduce.claims import FARTHER, MAIN_NAMES, SAME_REACH, ran_all
 from steering.reproduce.contrast import contrast, points
 from steering.reproduce.coverage import partly_tried
 from steering.reproduce.depends import how_long, how_many
@@ -25,7 +25,7 @@ from steering.reproduce.plan import (
     VLM_RANDOM,
     Arm,
 )
-from steering.reproduce.published import CHOICE_MINUTES, MARGIN
+from steering.reproduce.published import CHOICE_MINUTES, MARGIN, VARIED
 from steering.reproduce.timing import mean_over_seeds, time_ratios
 from steering.reproduce.words import arms_of, by_task, named, of, on_tasks, trained, where_apart
 from steering.results import IN_DOMAIN, Entry
@@ -61,6 +61,7 @@ def _said(entries: Sequence[Entry], but: Sequence[Callable[[Sequence[Entry]], li
         how_many,
         _how_to_choose,
         _against_lora,
+        _robust,
         how_long,
         _what_it_costs_elsewhere,
         _beware,
@@ -296,6 +297,21 @@ def _against(entries: Sequence[Entry], arm: str, lora: str, name: str) -> list[s
         if drawn := contrast(entries, BOTH_RANDOM.name, lora):
             said += f"; random heads of both towers minus `{lora}`: {of(drawn)}"
     return [f"{said}."]
+
+
+def _robust(entries: Sequence[Entry]) -> list[str]:
+    """Heads beside a LoRA of the same reach, under all that the paper varies, together."""
+    varied, said = tuple(VARIED), []
+    for arm, lora in SAME_REACH:
+        made = contrast(entries, arm, lora, varied) if ran_all(entries, arm, lora, varied) else None
+        found = made.finding(MARGIN) if made else "open"
+        if made and found in ("better", "worse"):
+            under = f"{', '.join(varied[:-1])} and {varied[-1]}"
+            said.append(
+                f"Where light, objects or the task change, `{arm}` does {found} than `{lora}`: over {under} together "
+                f"the difference is {of(made)}."
+            )
+    return said
 
 
 def _what_it_costs_elsewhere(entries: Sequence[Entry]) -> list[str]:

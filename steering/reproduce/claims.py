@@ -172,7 +172,7 @@ def _robustness(entries: Sequence[Entry]) -> list[Claim]:
     found = []
     for where, said, short, effect in places:
         for arm, other in SAME_REACH:
-            made = contrast(entries, arm, other, where) if _ran(entries, arm, other, where) else None
+            made = contrast(entries, arm, other, where) if ran_all(entries, arm, other, where) else None
             found.append(
                 replace(
                     _claim("robustness", f"{claim}: {said}", made, arm, other),
@@ -183,7 +183,7 @@ def _robustness(entries: Sequence[Entry]) -> list[Claim]:
     return found
 
 
-def _ran(entries: Sequence[Entry], arm: str, other: str, where: str | tuple[str, ...]) -> bool:
+def ran_all(entries: Sequence[Entry], arm: str, other: str, where: str | tuple[str, ...]) -> bool:
     """Whether both arms were tried under each of several suites: a mean over some of them is not that over all."""
     tried = {(e.arm, e.result.suite) for e in entries}
     return isinstance(where, str) or all((a, suite) in tried for a in (arm, other) for suite in where)

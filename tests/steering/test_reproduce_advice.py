@@ -242,6 +242,19 @@ def test_what_wins_by_reaching_farther_says_so_and_where(tmp_path: Path) -> None
     assert line.endswith("1 seed, one draw of random heads).")
 
 
+def test_more_robust_is_said_of_all_that_the_paper_varies_together(tmp_path: Path) -> None:
+    def rate(arm: str, task: str, suite: str) -> float:
+        return 0.7 if (arm, suite) == ("aligned-both", "form") else 0.3
+
+    arms = ["base", "aligned", "lora", "aligned-both", "lora-all-linear"]
+    entries = read_records(write_results(tmp_path, PLAN.only(studies=["robustness"], arms=arms), rate))
+    (line,) = (line for line in advice(entries) if line.startswith("Where light, objects or the task change"))
+    assert "`aligned-both` does better than `lora-all-linear`: over lighting, form, " in line
+    assert "together the difference is +10 " in line  # 40 points under one of four
+    partial = [e for e in entries if e.result.suite != "distractors"]
+    assert not any(line.startswith("Where light") for line in advice(partial))
+
+
 def test_harm_is_counted_against_what_no_change_would_give(tmp_path: Path) -> None:
     def rate(arm: str, task: str, suite: str) -> float:
         return 0.2 if (arm, task) == ("aligned", "pick-cube") else 0.8
