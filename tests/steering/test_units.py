@@ -75,14 +75,17 @@ def test_an_outlier_is_none(policy: Policy, demos: Demonstrations) -> None:
     assert not list(unlike_training(policy, replace(demos, action=action)))
 
 
-def test_deltas_that_nobody_spoke_of_are_noticed(tiny_policy_dir: Path, demos: Demonstrations) -> None:
+def test_deltas_that_nobody_spoke_of_are_noticed(
+    tiny_policy_dir: Path, demos: Demonstrations, tmp_path: Path
+) -> None:
     """Absolute positions for a policy whose statistics are of deltas; with the mask they are what it knows."""
     state = np.full_like(demos.state, 30)
     action = demos.action + np.where(MASK, 30, 0).astype(np.float32)
     absolute = replace(demos, state=state, action=action)
     assert len(list(unlike_training(load_policy(tiny_policy_dir), absolute))) == 6
-    edit_json(tiny_policy_dir / "robosteer.json", delta_actions=MASK)
-    assert not list(unlike_training(load_policy(tiny_policy_dir), absolute))
+    told = shutil.copytree(tiny_policy_dir, tmp_path / "told")
+    edit_json(told / "robosteer.json", delta_actions=MASK)
+    assert not list(unlike_training(load_policy(told), absolute))
 
 
 def test_capture_and_finetune_warn_once_and_go_on(
