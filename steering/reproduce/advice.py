@@ -6,12 +6,12 @@ in one sentence, and what was not measured is named or left unsaid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from steering.compare import compare_entries
 from steering.reproduce.choice import CONTROLS, SLICED
 from steering.reproduce.claims import FARTHER, MAIN_NAMES, SAME_REACH, ran_all
-from steering.reproduce.contrast import contrast, points
+from steering.reproduce.contrast import Contrast, Finding, contrast, points
 from steering.reproduce.coverage import partly_tried
 from steering.reproduce.depends import how_long, how_many
 from steering.reproduce.plan import (
@@ -105,24 +105,31 @@ def _instead(entries: Sequence[Entry], arm: Arm, control: Arm, towers: str) -> s
     made = contrast(entries, arm.name, "aligned")
     if made is None:
         return ""
-    words = {
+    words: dict[Finding, str] = {
         "better": f"Choose heads of {towers}, not of the expert alone",
         "worse": f"Choose heads of the expert rather than of {towers}",
         "the same": f"Heads of {towers} do as well as the expert's",
         "open": f"Heads of {towers} have not been shown to be better than the expert's, nor worse",
     }
-    apart, both_ways = where_apart(entries, made)
-    start = words[made.finding(MARGIN)] + (
-        " on the whole" if apart and made.finding(MARGIN) == "the same" else ""
-    )
-    if both_ways and made.finding(MARGIN) in ("the same", "open"):
-        start = f"Whether heads of {towers} or the expert's are better depends on the task"
+    which = f"heads of {towers} or the expert's are"
+    start, apart = _opening(entries, made, words, which)
     said = f"{start}: `{arm.name}` minus `aligned` is {of(made)}{apart}"
     if ratios := time_ratios(entries, arm.name, "aligned"):
         said += f"; training takes {mean_over_seeds(ratios).value:.1f} times as long"
     if against := contrast(entries, arm.name, control.name):
         said += f". Chosen minus random heads there: {of(against)}"
     return f"{said}."
+
+
+def _opening(
+    entries: Sequence[Entry], made: Contrast, words: Mapping[Finding, str], which: str
+) -> tuple[str, str]:
+    """How a sentence on two arms begins, and on which tasks they differ."""
+    apart, both_ways = where_apart(entries, made)
+    found = made.finding(MARGIN)
+    if both_ways and found in ("the same", "open"):
+        return f"Whether {which} better depends on the task", apart
+    return words[found] + (" on the whole" if apart and found == "the same" else ""), apart
 
 
 def _more_than_heads(entries: Sequence[Entry]) -> list[str]:
@@ -279,18 +286,13 @@ def _against(entries: Sequence[Entry], arm: str, lora: str, name: str) -> list[s
     cheaper = f"`{arm}` trains {times:.2f} times fewer parameters"
     if times < 1:
         cheaper = f"`{arm}` trains {1 / times:.2f} times as many parameters"
-    words = {
+    words: dict[Finding, str] = {
         "better": f"Prefer `{arm}` to {name}",
         "worse": f"Prefer {name} to `{arm}`",
         "the same": f"{name} does as well as `{arm}`",
         "open": f"{name} has not been shown to be worse than `{arm}`, nor better",
     }
-    apart, both_ways = where_apart(entries, made)
-    start = words[made.finding(MARGIN)] + (
-        " on the whole" if apart and made.finding(MARGIN) == "the same" else ""
-    )
-    if both_ways and made.finding(MARGIN) in ("the same", "open"):
-        start = f"Whether `{arm}` or {name} is better depends on the task"
+    start, apart = _opening(entries, made, words, f"`{arm}` or {name} is")
     said = f"{start}: `{arm}` minus `{lora}` is {of(made)}{apart}; {cheaper}"
     if (arm, lora) in FARTHER:
         said += f". `{arm}` reaches the vlm, `{lora}` does not"
