@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reproduce_kit import KNOWN_PLAN, known, write_results, write_scores
+from reproduce_kit import KNOWN_PLAN, write_results, write_scores
 
 from interp.factors.profile import Profile
 from interp.heads import Head
@@ -33,16 +33,6 @@ from steering.reproduce.report import in_short, report
 from steering.results import Entry
 from steering.stats import Interval
 from testbed.tasks import TARGETS
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scores(write_results(tmp_path_factory.mktemp("results"), KNOWN_PLAN, known), TARGETS)
-
-
-@pytest.fixture(scope="module")
-def entries(results: Path) -> list[Entry]:
-    return read_records(results)
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from reproduce_kit import KNOWN_PLAN, known, write_results, write_scores
+from reproduce_kit import KNOWN_PLAN, known, write_results
 
 from interp.errors import UsageError
 from steering.reproduce import claims, figures, maps, published
 from steering.reproduce.advice import advice
 from steering.reproduce.choice import choice_contrasts
-from steering.reproduce.claims import (
-    NO_DATA,
-)
+from steering.reproduce.claims import NO_DATA
 from steering.reproduce.coverage import coverage
 from steering.reproduce.plan import TRIED, Plan
 from steering.reproduce.publish import END, START, publish, renew
@@ -27,16 +25,6 @@ from steering.reproduce.report import report
 from steering.results import IN_DOMAIN, Entry
 from steering.stats import Interval
 from testbed.tasks import TARGETS
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scores(write_results(tmp_path_factory.mktemp("results"), KNOWN_PLAN, known), TARGETS)
-
-
-@pytest.fixture(scope="module")
-def entries(results: Path) -> list[Entry]:
-    return read_records(results)
 
 
 def test_choices_of_heads_are_compared_and_what_they_exclude_is_said(entries: list[Entry]) -> None:
